@@ -1,0 +1,232 @@
+"""`evaluate`: perplexity of a text under KV-cache compression, and the record of what was evicted."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+from knorm_core import onepass, stepwise
+from knorm_core.counts import Eviction, cache_lengths
+from knorm_core.setting import NoEvictionError, Setting, asked_to_compress, check_setting
+
+#: The protocol of the paper's own scripts: score from the start, leave layers 0 and 1 alone, and take
+#: prune_after as given. ``evaluate(model, ids, keep_ratio=0.5, **PAPER_PROTOCOL)``.
+PAPER_PROTOCOL: dict[str, Any] = {"score_from": "start", "skip_layers": (0, 1), "adjust": False}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The losses of one text, and what was evicted on the way.
+
+    Attributes:
+        nll: negative log-likelihood in nats of every scored token, float64, shape (scored,), on the CPU.
+        effective_prune_after: P, the length of phase 1 and the cache length that triggers an eviction.
+        seq_len: n, the tokens of the text.
+        evictions: per layer, its evictions in order, each (step, before, after).
+        sliding_layers: layers with a sliding window, which are never compressed and not counted below.
+    """
+
+    nll: torch.Tensor
+    effective_prune_after: int
+    seq_len: int
+    evictions: tuple[tuple[Eviction, ...], ...]
+    sliding_layers: tuple[int, ...] = ()
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity: exp of the mean negative log-likelihood."""
+        return perplexity([self])
+
+    @property
+    def evictions_per_layer(self) -> tuple[int, ...]:
+        """How often each layer was compressed."""
+        return tuple(map(len, self.evictions))
+
+    @property
+    def cache_trace(self) -> tuple[tuple[int, ...], ...]:
+        """Per full-attention layer, the cache length after each token fed in phase 2."""
+        return tuple(
+            tuple(cache_lengths(self.seq_len, self.effective_prune_after, evictions))
+            for layer, evictions in enumerate(self.evictions)
+            if layer not in self.sliding_layers
+        )
+
+    @property
+    def mean_cache(self) -> float:
+        """Cache length in tokens, averaged over full-attention layers and the tokens fed in phase 2."""
+        trace = self.cache_trace
+        return fmean(map(fmean, trace)) if trace[0] else math.nan
+
+    @property
+    def peak_cache(self) -> int:
+        """The longest cache, in tokens, that any full-attention layer held at any time."""
+        phase_1 = min(self.effective_prune_after, self.seq_len - 1)
+        return max(phase_1, *(max(lengths, default=0) for lengths in self.cache_trace))
+
+
+def perplexity(evaluations: Iterable[Evaluation]) -> float:
+    """exp of the mean negative log-likelihood over all scored tokens of all texts."""
+    losses = [evaluation.nll for evaluation in evaluations]
+    if not losses:
+        raise ValueError("no evaluations: perplexity of an empty list of texts is undefined")
+    return math.exp(torch.cat(losses).mean())
+
+
+def evaluate(
+    model: nn.Module,
+    input_ids: torch.Tensor | Sequence[int],
+    *,
+    keep_ratio: float | None = None,
+    prune_after: int = 256,
+    positions: str = "absolute",
+    policy: str = "low_norm",
+    compressor: Callable[..., Any] | None = None,
+    skip_layers: Iterable[int] = (),
+    when: str = "every_step",
+    budget: int | None = None,
+    window: int = 0,
+    adjust: bool = True,
+    score_from: str = "phase2",
+    allow_no_eviction: bool = False,
+    seed: int = 0,
+    method: str = "onepass",
+) -> Evaluation:
+    """Evaluate one text in two phases: fill the cache, then compress before each token and score the next.
+
+    With P the effective prune_after and n the tokens: phase 1 feeds tokens 0 … P-1 and scores nothing;
+    phase 2, for i = P … n-2, compresses, feeds token i and scores token i+1: n-1-P scored tokens. The
+    model is left as it was found, and several threads may evaluate it at once.
+
+    Args:
+        model: a causal language model of transformers, any floating dtype and device.
+        input_ids: one text, (n,) or (1, n), at least 34 tokens.
+        keep_ratio: share of keys that an eviction keeps, in (0, 1]; 1 never evicts.
+        prune_after: cache length in tokens from which a layer is compressed.
+        positions: "absolute" feeds token i with position i; "cache" with the length of layer 0's cache,
+            as transformers does when nobody passes positions.
+        policy: which keys stay; see `knorm_core.policies.POLICIES`.
+        compressor: a callable with the signature of `l2_compress`, in place of a policy; it implies
+            ``method="stepwise"``.
+        skip_layers: layers to leave uncompressed.
+        when: "every_step"; "after_prefill", once before the first token of phase 2, as kvpress does;
+            "fixed_budget", one key before each token, so that the cache never exceeds ``budget``.
+        budget: cache length in tokens, with ``when="fixed_budget"`` (then without ``keep_ratio``).
+        window: with ``when="fixed_budget"``, the most recent tokens that are never evicted.
+        adjust: lower ``prune_after`` to fit the text (see `effective_prune_after`). False takes it as given.
+        score_from: "phase2", or "start" to score from token 1 on as the paper does.
+        allow_no_eviction: accept an evaluation in which nothing was evicted.
+        seed: of the policy "random".
+        method: "onepass", or "stepwise", its oracle.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; raised before the model runs.
+        NoEvictionError: (a ValueError) ``keep_ratio`` is below 1 and nothing was or would be evicted.
+        UnsupportedModelError: (a ValueError) the model cannot be evaluated exactly.
+    """
+    ids, setting = check_setting(
+        model,
+        input_ids,
+        keep_ratio=keep_ratio,
+        prune_after=prune_after,
+        budget=budget,
+        window=window,
+        positions=positions,
+        policy=policy,
+        compressor=compressor,
+        skip_layers=skip_layers,
+        when=when,
+        adjust=adjust,
+        score_from=score_from,
+        seed=seed,
+        method=method,
+    )
+    if compressor is None:
+        # Our own evictions are known in advance, so an evaluation without any is refused before it runs.
+        _check_evictions(setting, [setting.schedule(layer) for layer in range(setting.layers)], allow_no_eviction)
+    if compressor is None and method == "onepass":
+        return _one_pass(model, ids, setting)
+    nll, evictions = stepwise.run(model, ids, setting, compressor)
+    _check_evictions(setting, evictions, allow_no_eviction)
+    return _result(nll, setting, evictions)
+
+
+def evaluate_table(
+    model: nn.Module,
+    input_ids: torch.Tensor | Sequence[int],
+    *,
+    keep_ratios: Iterable[float],
+    positions: Iterable[str] = ("absolute",),
+    **setting: Any,
+) -> dict[tuple[str, float], Evaluation]:
+    """`evaluate` for every position mode and keep ratio, sharing what the rows have in common.
+
+    Phase 1 is the same in every row and is fed once; keep ratio 1 is the same in every position mode.
+
+    Args:
+        model, input_ids, **setting: as for `evaluate`.
+        keep_ratios, positions: the rows.
+
+    Returns:
+        Evaluation by (positions, keep_ratio), the same numbers as `evaluate` gives.
+    """
+    rows = [(mode, ratio) for mode in positions for ratio in keep_ratios]
+    if setting.get("compressor") is not None or setting.get("method", "onepass") != "onepass":
+        return {
+            (mode, ratio): evaluate(model, input_ids, keep_ratio=ratio, positions=mode, **setting)
+            for mode, ratio in rows
+        }
+    # evaluate's defaults, so that they are written once
+    defaults = {
+        name: p.default for name, p in inspect.signature(evaluate).parameters.items() if p.kind is p.KEYWORD_ONLY
+    }
+    arguments = defaults | setting
+    allowed = arguments.pop("allow_no_eviction")
+    checked = {}
+    for mode, ratio in rows:
+        ids, row = check_setting(model, input_ids, **(arguments | {"keep_ratio": ratio, "positions": mode}))
+        _check_evictions(row, [row.schedule(layer) for layer in range(row.layers)], allowed)
+        checked[mode, ratio] = row
+    prefix = onepass.feed_prefix(model, ids, row)
+    table: dict[tuple[str, float], Evaluation] = {}
+    uncompressed: Evaluation | None = None
+    for key, row in checked.items():
+        if uncompressed is not None and not asked_to_compress(row.keep_ratio):
+            table[key] = uncompressed
+            continue
+        table[key] = _one_pass(model, ids, row, prefix)
+        if not asked_to_compress(row.keep_ratio):
+            uncompressed = table[key]
+    return table
+
+
+def _one_pass(
+    model: nn.Module, ids: torch.Tensor, setting: Setting, prefix: onepass.Prefix | None = None
+) -> Evaluation:
+    nll = onepass.run(model, ids, setting, prefix)
+    return _result(nll, setting, tuple(setting.schedule(layer) for layer in range(setting.layers)))
+
+
+def _result(nll: torch.Tensor, setting: Setting, evictions: tuple[tuple[Eviction, ...], ...]) -> Evaluation:
+    if not bool(torch.isfinite(nll).all()):
+        token = setting.first_scored + int((~torch.isfinite(nll)).nonzero()[0])
+        raise ValueError(
+            f"the loss of token {token} is {float(nll[token - setting.first_scored])}: the model overflows"
+        )
+    return Evaluation(nll, setting.start, setting.seq_len, evictions, tuple(sorted(setting.sliding)))
+
+
+def _check_evictions(setting: Setting, evictions: Sequence[Sequence[Eviction]], allowed: bool) -> None:
+    if allowed or not asked_to_compress(setting.keep_ratio) or any(evictions):
+        return
+    raise NoEvictionError(
+        f"nothing is ever evicted: {setting.seq_len} tokens with an effective prune_after of {setting.start} and "
+        f"keep_ratio={setting.keep_ratio}, so the result would be the uncompressed one. Lower prune_after, use "
+        f"adjust=True, or pass allow_no_eviction=True if that is what you want to measure"
+    )

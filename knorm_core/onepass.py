@@ -1,0 +1,206 @@
+"""The exact two-phase evaluation in one forward pass over the text.
+
+Teacher forcing makes it possible: all tokens are known, so are the positions they are fed with, and
+what a layer evicts depends only on that layer's own keys and on a schedule of lengths that is known
+before the start (`knorm_core.counts`). So every key of a head has a birth and a death; an attention
+function registered with transformers computes the deaths of its layer and lets each query attend to
+the keys then alive (`knorm_core.attention`). The rest of the model never knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from knorm_core.attention import NEVER, mortal_attention
+from knorm_core.counts import Eviction
+from knorm_core.scoring import last_logits, private_copy, token_nll
+from knorm_core.setting import Setting, UnsupportedModelError
+
+ATTENTION = "knorm_onepass"
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class _Walk:
+    """One forward pass as its attention calls see it."""
+
+    layers: int
+    # (layer, keys) -> deaths of the keys, or None where nothing is evicted
+    deaths: Callable[[int, torch.Tensor], torch.Tensor | None]
+    phase_1: int
+    prior: Sequence[Pair] | None = None  # keys and values of the tokens before this pass, per layer
+    keep: bool = False  # whether to hand this pass's keys and values on
+    seen: list[int] = field(default_factory=list)
+    kept: list[Pair] = field(default_factory=list)
+
+
+# A context variable, so that two threads can evaluate at once.
+_walk: ContextVar[_Walk] = ContextVar("knorm_walk")
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Phase 1, fed once and shared by every row of a table: keys and values, and the losses within."""
+
+    pairs: tuple[Pair, ...]
+    length: int
+    nll: torch.Tensor  # of tokens 1 … length where scoring starts there, shape (length,), else (0,)
+
+
+@torch.inference_mode()
+def run(model: nn.Module, input_ids: torch.Tensor, setting: Setting, prefix: Prefix | None = None) -> torch.Tensor:
+    """Negative log-likelihood of every scored token, float64, shape (scored,).
+
+    Args:
+        model: a causal language model of transformers.
+        input_ids: (n,), int64, on the model's device.
+        setting: what to evaluate; see `knorm_core.setting`.
+        prefix: phase 1 of the same text, from `feed_prefix`, to save feeding it again.
+    """
+    start = prefix.length if prefix else 0
+    fed = input_ids[start:-1]
+    if not len(fed):
+        assert prefix is not None
+        return prefix.nll
+    model = private_copy(model, ATTENTION)
+    walk = _Walk(
+        layers=setting.layers,
+        deaths=lambda layer, keys: layer_deaths(setting, layer, keys),
+        phase_1=min(setting.start, setting.seq_len - 1),
+        prior=prefix.pairs if prefix else None,
+    )
+    first = max(setting.first_scored - 1, start)  # the query that predicts the first token scored here
+    with _walking(walk):
+        logits = last_logits(model, fed, setting.fed_positions()[start:], setting.seq_len - 1 - first)
+    nll = token_nll(logits, input_ids[first + 1 :])
+    return torch.cat([prefix.nll, nll]) if prefix else nll
+
+
+@torch.inference_mode()
+def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> Prefix:
+    """Feed phase 1 (the same for every keep ratio, policy and position mode) and keep what it leaves."""
+    length = min(setting.start, setting.seq_len - 1)
+    fed = input_ids[:length]
+    model = private_copy(model, ATTENTION)
+    walk = _Walk(setting.layers, lambda layer, keys: window_deaths(setting, layer, keys), phase_1=length, keep=True)
+    scored = setting.first_scored == 1
+    with _walking(walk):
+        logits = last_logits(model, fed, setting.fed_positions()[:length], length if scored else 1)
+    nll = token_nll(logits, input_ids[1 : length + 1]) if scored else torch.zeros(0, dtype=torch.float64)
+    return Prefix(tuple(walk.kept), length, nll)
+
+
+def layer_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tensor | None:
+    """Death of every key of one layer, int64 (batch, kv_heads, length); None if all of them live."""
+    if layer in setting.sliding:
+        return window_deaths(setting, layer, keys)
+    schedule = setting.schedule(layer)
+    if not schedule:
+        return None
+    scores = setting.scores(layer, keys, torch.arange(keys.shape[2], device=keys.device))
+    # Rank once for all: of the keys alive at an eviction, those of highest rank go.
+    ranks = scores.argsort(dim=-1, stable=True).argsort(dim=-1)
+    rows = [death_row(row, schedule, setting.window) for row in ranks.flatten(0, 1).tolist()]
+    return torch.tensor(rows, device=keys.device).view(ranks.shape)
+
+
+def death_row(ranks: Sequence[int], schedule: Sequence[Eviction], window: int = 0) -> list[int]:
+    """Death of each key of one head, given its rank among all keys of the text (lowest survive).
+
+    Keys among the last ``window`` fed are protected. A heap holds the candidates, so this takes
+    O(n log n) however often the schedule evicts.
+
+    >>> death_row([0, 3, 1, 2, 4], [Eviction(step=2, before=2, after=1), Eviction(4, 3, 2)])[:4]
+    [9223372036854775807, 2, 9223372036854775807, 4]
+    """
+    deaths = [NEVER] * len(ranks)
+    candidates: list[tuple[int, int]] = []
+    born = 0
+    for step, before, after in schedule:
+        while born < step - window:
+            heapq.heappush(candidates, (-ranks[born], born))
+            born += 1
+        for _ in range(before - after):
+            deaths[heapq.heappop(candidates)[1]] = step
+    return deaths
+
+
+def window_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tensor | None:
+    """A sliding-window layer forgets each key after ``window`` queries; the others forget none."""
+    window = setting.sliding.get(layer)
+    if window is None or window >= keys.shape[2]:
+        return None
+    return (torch.arange(keys.shape[2], device=keys.device) + window).expand(keys.shape[:3])
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: (batch, heads, length, head_dim) in, (batch, length, heads, …) out."""
+    for name in ("s_aux", "position_bias", "head_mask"):
+        if others.get(name) is not None:
+            raise UnsupportedModelError(
+                f"layer {module.layer_idx} attends with {name}, which one pass cannot serve exactly; "
+                f"use method='stepwise'"
+            )
+    walk = _walk.get()
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    walk.seen.append(layer)
+    if walk.keep:
+        walk.kept.append((key, value))
+    if walk.prior is not None:
+        past_key, past_value = walk.prior[layer]
+        key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+    deaths = walk.deaths(layer, key)
+    window = others.get("sliding_window")
+    out = mortal_attention(
+        query,
+        key,
+        value,
+        deaths,
+        immortal_until=min(walk.phase_1, window or walk.phase_1),
+        scale=scaling,
+        softcap=softcap,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+@contextlib.contextmanager
+def _walking(walk: _Walk) -> Iterator[None]:
+    """Hand ``walk`` to the attention calls of this thread, and see that every layer made one."""
+    _register()
+    token = _walk.set(walk)
+    try:
+        yield
+    finally:
+        _walk.reset(token)
+    if walk.seen != list(range(walk.layers)):
+        raise UnsupportedModelError(
+            f"the model has {walk.layers} layers but its attention went through transformers' "
+            f"AttentionInterface for layers {walk.seen}: one pass would be silently wrong; use method='stepwise'"
+        )
+
+
+def _register() -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if ATTENTION not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention_forward)
+        # The attention function knows who sees whom; a mask of the model's would only cost memory.
+        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, lambda *args, **kwargs: None)

@@ -1,0 +1,49 @@
+"""The pieces of a forward pass that both methods share: a private model, its logits, their losses."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+_ROWS = 256  # logits are turned into losses this many rows at a time: a log-softmax is as large as they are
+
+
+def private_copy(model: nn.Module, attn_implementation: str) -> nn.Module:
+    """The same model in evaluation mode with another attention implementation; weights are shared.
+
+    The module tree and the configuration are copied and the tensors are not, so the caller's model is
+    never touched: nothing to restore after an exception, and two threads can evaluate it at once.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    private = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    private.config._attn_implementation = attn_implementation  # type: ignore[union-attr]
+    return private.eval()
+
+
+def last_logits(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
+    """Logits of the last ``count`` tokens of one forward pass over ``fed``: (count, vocabulary)."""
+    inputs = {
+        "input_ids": fed.unsqueeze(0),
+        "position_ids": positions.unsqueeze(0).to(fed.device),
+        "use_cache": False,
+    }
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = count
+    return model(**inputs).logits[0, -count:]
+
+
+def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each target in nats: (rows, vocabulary), (rows,) to float64 (rows,) on the CPU.
+
+    Computed in the logits' dtype, but at least float32.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    parts = [
+        cross_entropy(rows.to(dtype), wanted, reduction="none")
+        for rows, wanted in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True)
+    ]
+    return torch.cat(parts).double().cpu()
