@@ -1,0 +1,76 @@
+"""The pytest plugin of the contract: its options, and which compressors and evaluators they name.
+
+It is loaded by every pytest run in an environment that has the package, so it imports neither torch nor
+the checks; the tests in this package do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("knorm", "KV-cache compression by key norm (knorm)")
+    group.addoption(
+        "--knorm-compressor",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="compressor for 'pytest --pyargs knorm_core.contract': a function over (key, value) pairs, or what "
+        "an adapter of knorm_core.contract made of one; may be given several times",
+    )
+    group.addoption(
+        "--knorm-evaluator",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="evaluator for 'pytest --pyargs knorm_core.contract': a callable (model, input_ids, keep_ratio, "
+        "prune_after) to the loss per scored token; may be given several times",
+    )
+    group.addoption(
+        "--knorm-examples",
+        type=int,
+        default=25,
+        metavar="N",
+        help="cases that each check of a compressor tries (default: %(default)s)",
+    )
+    group.addoption(
+        "--knorm-explore",
+        action="store_true",
+        help="try other cases at each run; without it they are always the same",
+    )
+
+
+def named(config: pytest.Config, option: str) -> list[Any]:
+    """The objects that ``--knorm-compressor`` or ``--knorm-evaluator`` names.
+
+    Raises:
+        pytest.UsageError: there is no such thing, or it cannot be called.
+    """
+    return [_load(config, option, name) for name in config.getoption(option)]
+
+
+def _load(config: pytest.Config, option: str, name: str) -> Any:
+    module_name, _, qualified = name.partition(":")
+    if not module_name or not qualified:
+        raise pytest.UsageError(f"{option}={name}: give MODULE:NAME, such as mypkg.mymodule:my_compress")
+    folder = str(config.invocation_params.dir)
+    if folder not in sys.path:
+        sys.path.append(folder)  # 'pytest' alone, unlike 'python -m pytest', does not see the current folder
+    try:
+        thing = importlib.import_module(module_name)
+    except ImportError as error:
+        raise pytest.UsageError(
+            f"{option}={name}: cannot import {module_name} ({error}), looked in {folder} too"
+        ) from error
+    for part in qualified.split("."):
+        if not hasattr(thing, part):
+            raise pytest.UsageError(f"{option}={name}: {module_name} has no {qualified}")
+        thing = getattr(thing, part)
+    if not callable(thing):
+        raise pytest.UsageError(f"{option}={name}: {thing!r} is not callable")
+    return thing
