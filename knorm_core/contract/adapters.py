@@ -94,7 +94,8 @@ def kvpress_press(press: Callable[[float], Any], claims: Claims = KVPRESS, name:
 
     Args:
         press: from a compression ratio (1 - keep ratio) to a press: its class, or a lambda.
-        claims: `KVPRESS`, or ``dataclasses.replace(KVPRESS, key_norm=True)`` for presses by key norm.
+        claims: `KVPRESS`, or ``dataclasses.replace(KVPRESS, layers=True)`` for presses that score from keys
+            alone, with ``key_norm=True`` too for `KnormPress`, or ``min_length=5`` for one with four sinks.
         name: default, that of ``press``.
     """
 
@@ -108,7 +109,7 @@ def kvpress_press(press: Callable[[float], Any], claims: Claims = KVPRESS, name:
         pack=dynamic_cache,
         run=run,
         unpack=lambda given, returned: [(layer.keys, layer.values) for layer in given.layers],
-        imports=f"{imports}\nfrom knorm_core.contract import kvpress_press".lstrip(),
+        imports=f"{imports}\nfrom knorm_core.contract import kvpress_press",
         call=lambda case, arguments: f"kvpress_press({called})({case}.pairs(), {arguments})",
     )
 
@@ -136,7 +137,7 @@ def _from_callable(
 
     imports, called = import_line(compress)
     if adapter:
-        imports, called = f"from knorm_core.contract import {adapter}\n{imports}".rstrip(), f"{adapter}({called})"
+        imports, called = f"from knorm_core.contract import {adapter}\n{imports}", f"{adapter}({called})"
     return Compressor(
         name=name or name_of(compress),
         claims=claims,
@@ -154,10 +155,11 @@ def name_of(thing: Any) -> str:
 
 
 def import_line(thing: Any) -> tuple[str, str]:
-    """How to import a function, and what to call it: ("", name) where it has no importable name."""
+    """How to import a function, and what to call it; a comment where it has no importable name."""
     module, qualified = getattr(thing, "__module__", None), getattr(thing, "__qualname__", "")
     if not module or not qualified or "<" in qualified:
-        return "", getattr(thing, "__name__", "compress").replace("<lambda>", "compress")
+        called = name_of(thing).strip("<>").replace("lambda", "given")
+        return f"# {called} is what was passed; it has no name to import it by", called
     top = qualified.split(".")[0]
     return f"from {module} import {top}", qualified
 

@@ -175,8 +175,11 @@ class Trial:
             for case, arguments in self.calls
             if case.startswith("CacheCase(")
         ]
-        names = "CacheCase"
-        return "\n".join(filter(None, [f"from knorm_core.contract import {names}", self.compressor.imports, *calls]))
+        ours = "from knorm_core.contract import "
+        lines = self.compressor.imports.splitlines()
+        names = ["CacheCase", *(line.removeprefix(ours) for line in lines if line.startswith(ours))]
+        others = [line for line in lines if not line.startswith(ours)]
+        return "\n".join([ours + ", ".join(names), *others, *calls])
 
 
 def for_every(compressor: Compressor, holds: Callable[..., None], **drawn: st.SearchStrategy[Any]) -> None:

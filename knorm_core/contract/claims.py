@@ -61,7 +61,8 @@ class Claims:
     min_length: int = 1
 
 
-#: A kvpress press: compresses whatever it is given, in place, and returns survivors in score order.
+#: A kvpress press: compresses whatever it is given, in place, and returns survivors in score order. What
+#: scores with queries depends on the weights of its layer, so ``layers`` is left out as well.
 KVPRESS = Claims(
     count=kvpress_count,
     threshold=False,
@@ -69,6 +70,7 @@ KVPRESS = Claims(
     order=False,
     leaves_input=False,
     value_dim=False,
+    layers=False,
     key_norm=False,
     ties=False,
     rounded=False,
