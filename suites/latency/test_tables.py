@@ -1,0 +1,132 @@
+"""The structure of what is printed and exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from knorm_core.latency import Contexts, Latency, Quantity, Ratio, measure_contexts, measure_latency
+from knorm_core.latency.environment import Environment
+from knorm_core.latency.quantity import ratio_of
+from knorm_core.latency.rounds import Failure
+from knorm_core.latency.tables import contexts_table, latency_table
+from suites.families import random_ids
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture(scope="module")
+def latency(tiny) -> Latency:
+    return measure_latency(tiny, random_ids(40), keep_ratios=[0.5], prune_after=40, new_tokens=2, repeats=2, warmup=0)
+
+
+@pytest.fixture(scope="module")
+def contexts(tiny) -> Contexts:
+    return measure_contexts(
+        tiny, random_ids(82), contexts=[44, 64, 84], keep_ratios=[0.5], new_tokens=2, repeats=2, warmup=0
+    )
+
+
+def with_throughput(contexts: Contexts, *ratios: list[float]) -> Contexts:
+    """The same, but with these paired ratios of tokens/s at keep 0.5."""
+
+    def changed(latency: Latency, samples: list[float]) -> Latency:
+        baseline, row = latency.rows
+        throughput = dataclasses.replace(row.tokens_per_second, ratio=ratio_of(samples))
+        return dataclasses.replace(latency, rows=(baseline, dataclasses.replace(row, tokens_per_second=throughput)))
+
+    latencies = tuple(changed(latency, samples) for latency, samples in zip(contexts.latencies, ratios, strict=True))
+    return dataclasses.replace(contexts, latencies=latencies)
+
+
+def test_a_latency_row_says_everything_and_survives_json(latency):
+    exported = json.loads(json.dumps(latency.as_dict()))
+    assert list(exported["rows"][0]) == [
+        "keep_ratio",
+        "evictions",
+        "ttft_seconds",
+        "tokens_per_second",
+        "compress_seconds",
+        "cache_bytes_after_prefill",
+        "cache_bytes_end",
+        "cache_bytes_mean",
+        "cache_bytes_peak",
+        "peak_device_bytes",
+    ]
+    assert list(exported["rows"][0]["ttft_seconds"]) == [field.name for field in dataclasses.fields(Quantity)]
+    assert list(exported["rows"][0]["ttft_seconds"]["ratio"]) == [field.name for field in dataclasses.fields(Ratio)]
+    assert exported["rows"][0]["compress_seconds"]["ratio"] is None
+    assert exported["environment"]["threads"] >= 1
+    assert exported["environment"]["dtype"] == "float32"
+    assert set(exported["environment"]) == {field.name for field in dataclasses.fields(Environment)}
+    assert all(exported["environment"][name] for name in ("torch", "transformers", "cpu", "python", "platform"))
+
+
+def test_the_latency_table_has_these_columns(latency):
+    table = latency_table(latency)
+    assert [row["keep"] for row in table.rows] == ["1", "0.5"]
+    assert all(
+        list(row)
+        == [
+            "keep",
+            "TTFT s",
+            "of keep 1",
+            "tokens/s",
+            "× keep 1",
+            "compress ms",
+            "mean MiB",
+            "× mean",
+            "peak MiB",
+        ]
+        for row in table.rows
+    )
+
+
+def test_failures_and_a_busy_machine_are_said_below_the_table(latency):
+    environment = dataclasses.replace(latency.environment, others_busy_cores=1.5)
+    failure = Failure(1, False, 0.5, "MemoryError: out of it")
+    notes = latency_table(dataclasses.replace(latency, environment=environment, failures=(failure,))).notes
+    assert any(note.startswith("BUSY MACHINE: other processes took 1.5 of") for note in notes)
+    assert "FAILED and not counted: 1 rounds; at 0.5: MemoryError: out of it" in notes
+
+
+def test_the_contexts_table_has_these_columns(contexts):
+    table = contexts_table(contexts)
+    assert [(row["context"], row["keep"]) for row in table.rows] == [
+        ("44", "1"),
+        ("44", "0.5"),
+        ("64", "1"),
+        ("64", "0.5"),
+        ("84", "1"),
+        ("84", "0.5"),
+    ]
+    assert list(table.rows[0]) == [
+        "context",
+        "keep",
+        "cache MiB",
+        "× keep 1",
+        "long run",
+        "prompt s",
+        "compressing",
+        "tokens/s",
+        "tokens/s × keep 1",
+        "faster",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "gains", "sentence"),
+    [
+        (([0.9, 0.9], [1.1, 1.2], [1.5, 1.6]), 64, "Keep 0.5 decodes faster than keep 1 from 64 tokens on."),
+        (([1.1, 1.1], [1.1, 1.2], [1.5, 1.6]), 44, "Keep 0.5 decodes faster than keep 1 from 44 tokens on."),
+        (([1.1, 1.1], [0.9, 1.2], [1.5, 1.6]), 84, "Keep 0.5 decodes faster than keep 1 from 84 tokens on."),
+        (([1.1, 1.1], [1.1, 1.2], [0.9, 1.6]), None, "Keep 0.5 never decodes faster than keep 1, up to 84 tokens."),
+    ],
+)
+def test_the_context_from_which_decoding_gains_is_found_and_never_is_said(contexts, ratios, gains, sentence):
+    measured = with_throughput(contexts, *ratios)
+    assert measured.gains_from(0.5) == gains
+    assert sentence in contexts_table(measured).notes[0]
+    assert measured.as_dict()["gains_from"] == [{"keep_ratio": 0.5, "context": gains}]
