@@ -10,14 +10,18 @@ from knorm_core.evaluation import PAPER_PROTOCOL, Evaluation, evaluate, evaluate
 from knorm_core.models import ModelNotFoundError, load_model
 from knorm_core.policies import POLICIES
 from knorm_core.setting import NoEvictionError, UnsupportedModelError
+from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts
 
 __all__ = [
     "PAPER_PROTOCOL",
     "POLICIES",
+    "TEXT_SETS",
     "Evaluation",
     "Eviction",
     "ModelNotFoundError",
     "NoEvictionError",
+    "Text",
+    "TextNotFoundError",
     "UnsupportedModelError",
     "effective_prune_after",
     "evaluate",
@@ -26,5 +30,6 @@ __all__ = [
     "kept_count",
     "l2_compress",
     "load_model",
+    "load_texts",
     "perplexity",
 ]

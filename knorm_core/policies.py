@@ -16,6 +16,8 @@ SINKS = 4  # StreamingLLM (arXiv 2309.17453) keeps the first four tokens
 
 # A float64 has 53 significant bits; dropping 37 leaves 16.
 _DROPPED_BITS = 53 - 16
+# Below every other score, and above what a protected window is given.
+_ALWAYS = -(1 << 62)
 
 
 def key_scores(
@@ -51,7 +53,7 @@ def key_scores(
         case "recent":
             return -positions
         case "sink_recent":
-            return torch.where(positions < SINKS, torch.iinfo(torch.int64).min, -positions)
+            return torch.where(positions < SINKS, _ALWAYS, -positions)
     raise ValueError(f"policy={policy!r} is not one of {', '.join(map(repr, POLICIES))}")
 
 

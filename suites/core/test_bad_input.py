@@ -1,0 +1,211 @@
+"""Bad input is refused before any model runs: one sentence that names the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from knorm_core import (
+    ModelNotFoundError,
+    TextNotFoundError,
+    UnsupportedModelError,
+    effective_prune_after,
+    evaluate,
+    evaluate_table,
+    kept_count,
+    l2_compress,
+    load_model,
+    load_texts,
+    perplexity,
+)
+from suites.families import random_ids, tiny_model
+
+pytestmark = pytest.mark.fast
+
+NAN = float("nan")
+RATIOS = [
+    (0, ValueError),
+    (0.0, ValueError),
+    (-0.5, ValueError),
+    (1.1, ValueError),
+    (NAN, ValueError),
+    (float("inf"), ValueError),
+    ("0.5", TypeError),
+    (True, TypeError),
+    (None, TypeError),
+]
+LENGTHS = [(0, ValueError), (-3, ValueError), (1.5, TypeError), ("256", TypeError), (True, TypeError)]
+PAIRS = [(torch.ones(1, 1, 8, 2), torch.ones(1, 1, 8, 2))]
+
+
+@pytest.fixture
+def untouchable():
+    """A model that fails the test when it is run."""
+
+    def ran(*_):
+        pytest.fail("the model ran before its input was refused")
+
+    model = tiny_model("llama", seed=7)
+    handle = model.register_forward_pre_hook(ran)
+    yield model
+    handle.remove()
+
+
+@pytest.mark.parametrize(("ratio", "error"), RATIOS)
+def test_keep_ratio(ratio, error, untouchable):
+    for call in (
+        lambda: kept_count(10, ratio),
+        lambda: l2_compress(PAIRS, ratio, 1),
+        lambda: evaluate(untouchable, random_ids(60), keep_ratio=ratio),
+        lambda: evaluate_table(untouchable, random_ids(60), keep_ratios=[1.0, ratio]),
+    ):
+        with pytest.raises(error, match="keep_ratio="):
+            call()
+
+
+@pytest.mark.parametrize(("length", "error"), LENGTHS)
+def test_prune_after(length, error, untouchable):
+    for call in (
+        lambda: effective_prune_after(100, length),
+        lambda: l2_compress(PAIRS, 0.5, length),
+        lambda: evaluate(untouchable, random_ids(60), keep_ratio=0.5, prune_after=length),
+    ):
+        with pytest.raises(error, match="prune_after="):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (random_ids(33), ValueError, "33 tokens; a text needs at least 34"),
+        ([], ValueError, "empty"),
+        (torch.zeros(0, dtype=torch.int64), ValueError, "0 tokens"),
+        (random_ids(60).float(), TypeError, "dtype torch.float32"),
+        (random_ids(60).expand(2, 60), ValueError, r"shape \(2, 60\); one text at a time"),
+        (torch.full((60,), 97), ValueError, r"holds 97, but the model's vocabulary is 0 … 96"),
+        (torch.full((60,), -1), ValueError, "holds -1"),
+        (random_ids(513), ValueError, "513 tokens, but the model has 512 positions"),
+    ],
+)
+def test_input_ids(ids, error, message, untouchable):
+    with pytest.raises(error, match=message):
+        evaluate(untouchable, ids, keep_ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"policy": "lowest"}, ValueError, "policy='lowest' is not one of 'low_norm'"),
+        ({"positions": "relative"}, ValueError, "positions='relative' is not one of 'absolute', 'cache'"),
+        ({"method": "twopass"}, ValueError, "method='twopass' is not one of 'onepass', 'stepwise'"),
+        ({"when": "never"}, ValueError, "when='never' is not one of 'every_step'"),
+        ({"score_from": "phase1"}, ValueError, "score_from='phase1' is not one of 'phase2', 'start'"),
+        ({"skip_layers": [3]}, ValueError, "names layer 3, but there are 3 layers"),
+        ({"skip_layers": [-1]}, ValueError, "skip_layers=-1 is below 0"),
+        ({"skip_layers": "0"}, TypeError, "skip_layers='0' is not a collection"),
+        ({"skip_layers": [0, 1, 2]}, ValueError, "no layer is left to compress"),
+        ({"compressor": "l2"}, TypeError, "compressor='l2' is not callable"),
+        ({"seed": -1}, ValueError, "seed=-1"),
+        ({"budget": 10}, ValueError, "go with when='fixed_budget'"),
+        ({"window": 10}, ValueError, "go with when='fixed_budget'"),
+        ({"when": "fixed_budget", "budget": 40}, ValueError, "keep_ratio=0.5 has no meaning"),
+        ({"when": "fixed_budget", "keep_ratio": None}, TypeError, "budget=None is not an integer"),
+        ({"when": "fixed_budget", "keep_ratio": None, "budget": 0}, ValueError, "budget=0 is below 1"),
+        (
+            {"when": "fixed_budget", "keep_ratio": None, "budget": 9, "window": 9},
+            ValueError,
+            "window=9 has to be below",
+        ),
+        (
+            {"when": "fixed_budget", "keep_ratio": None, "budget": 59},
+            ValueError,
+            "phase 2 of a text of 60 tokens empty",
+        ),
+    ],
+)
+def test_evaluate_arguments(arguments, error, message, untouchable):
+    with pytest.raises(error, match=message):
+        evaluate(untouchable, random_ids(60), **({"keep_ratio": 0.5} | arguments))
+
+
+def test_an_empty_list_of_texts():
+    with pytest.raises(ValueError, match="empty list of texts"):
+        perplexity([])
+
+
+def test_a_compressor_that_returns_no_cache():
+    with pytest.raises(TypeError, match="past_key_values is a NoneType"):
+        evaluate(tiny_model("llama"), random_ids(60), keep_ratio=0.5, compressor=lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("kind", ["static", "quantised", "sliding", "empty", "none", "ints", "shape", "integer keys"])
+def test_caches_that_cannot_be_pruned_are_named(kind):
+    import transformers
+    from transformers import DynamicCache, StaticCache
+
+    config = tiny_model("llama").config
+    keys = torch.ones(1, 1, 8, 2)
+    match kind:
+        case "static":
+            cache = StaticCache(config=config, max_cache_len=8)
+            cache.update(torch.ones(1, 2, 4, 8), torch.ones(1, 2, 4, 8), 0, {"cache_position": torch.arange(4)})
+            error, message = TypeError, "StaticCache whose layer 0 is a StaticLayer"
+        case "quantised":
+            from transformers.cache_utils import QuantizedLayer
+
+            class Quantised(QuantizedLayer):  # the concrete ones need a backend that is not installed
+                _quantize = _dequantize = None
+
+            cache = DynamicCache()
+            cache.layers = [object.__new__(Quantised)]
+            error, message = TypeError, "layer 0 is a Quantised;"
+        case "sliding":
+            cache = DynamicCache(config=transformers.MistralConfig(sliding_window=8, num_hidden_layers=1))
+            error, message = TypeError, "DynamicSlidingWindowLayer"
+        case "empty":
+            cache = DynamicCache(config=config)
+            error, message = ValueError, "holds no keys in layer 0"
+        case "none":
+            cache, error, message = None, TypeError, "past_key_values is a NoneType"
+        case "ints":
+            cache, error, message = [1, 2], TypeError, r"past_key_values\[0\] is not a \(key, value\) pair"
+        case "shape":
+            cache, error, message = [(keys, keys[:, :, 1:])], ValueError, "both have to be"
+        case "integer keys":
+            cache, error, message = [(keys.long(), keys)], TypeError, "keys of torch.int64"
+    with pytest.raises(error, match=message):
+        l2_compress(cache, 0.5, 1)
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "./missing", "/nowhere/at/all", "a/b/c"])
+def test_a_model_that_is_not_there_says_where_it_was_sought(name):
+    with pytest.raises(ModelNotFoundError, match="no folder at /"):
+        load_model(name)
+
+
+def test_a_model_folder_without_safetensors_is_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelNotFoundError, match=r"has no \*\.safetensors; other weight formats can run code"):
+        load_model(tmp_path)
+
+
+def test_unknown_texts_and_folders_without_the_text(tmp_path):
+    with pytest.raises(TextNotFoundError, match="unknown text 'bible': choose from embedded-articles"):
+        load_texts("bible", None)
+    for name, path in [("wikitext-articles", "wikitext-2-raw/test.txt"), ("pg19", "pg19/<id>.txt")]:
+        with pytest.raises(TextNotFoundError, match=f"no text at {tmp_path}/{path}"):
+            load_texts(name, None, text_dir=tmp_path)
+    (tmp_path / "wikitext-2-raw").mkdir()
+    (tmp_path / "wikitext-2-raw" / "test.txt").write_text(" = Another = \n")
+    with pytest.raises(TextNotFoundError, match="not the text that it should be"):
+        load_texts("wikitext", None, text_dir=tmp_path)
+
+
+def test_attention_that_does_not_go_through_the_interface_is_refused():
+    model = tiny_model("llama", seed=9)
+    model.config.num_hidden_layers = 4  # as if one layer attended in a way of its own
+    try:
+        with pytest.raises(UnsupportedModelError, match=r"4 layers .* layers \[0, 1, 2\]"):
+            evaluate(model, random_ids(60), keep_ratio=0.5, prune_after=40)
+    finally:
+        model.config.num_hidden_layers = 3

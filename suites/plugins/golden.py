@@ -1,0 +1,232 @@
+"""Golden files: numbers by pytest-regressions, text by syrupy, one flag for both.
+
+Nothing under ``baselines/`` is ever written without ``--force-regen``. With it, new files are staged in a
+folder beside them and moved into place, each in one rename, when the whole run has passed; an
+interrupted or failing run changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+import psutil
+import pytest
+import yaml
+from rich.table import Table
+from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
+
+from suites.plugins.tables import print_table
+
+RTOL = 1e-6
+_STAGING = "KNORM_STAGING"
+_VERSIONS = "versions"
+
+
+class Golden:
+    """Compare rows of numbers with a baseline; see `check`."""
+
+    def __init__(self, root: Path, staging: Path | None, regression: Any, command: str) -> None:
+        self._root, self._staging, self._regression, self._command = root, staging, regression, command
+
+    def check(
+        self,
+        name: str,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        key: Sequence[str],
+        made_from: Mapping[str, Any],
+        rtol: float = RTOL,
+        atol: float = 0.0,
+    ) -> None:
+        """Compare ``rows`` with ``baselines/<name>.csv``, or stage it under ``--force-regen``.
+
+        Args:
+            name: path below baselines/, without suffix: model/text/table.
+            rows: one mapping per row; the columns named by ``key`` label it, the others are numbers.
+            made_from: what decides the numbers (model, tokenizer and text hashes, settings), so that a
+                changed text is told apart from a changed number. Stored beside, in <name>.yml.
+            rtol, atol: tolerance of every number.
+        """
+        __tracebackhide__ = True
+        frame = pandas.DataFrame(
+            [{column: value for column, value in row.items() if column not in key} for row in rows],
+            index=pandas.Index([" ".join(str(row[column]) for column in key) for row in rows], name=" ".join(key)),
+        )
+        provenance = {**made_from, _VERSIONS: _versions()}
+        if self._staging is not None:
+            self._stage(name, frame, provenance, rtol, atol)
+            return
+        table, source = self._root / f"{name}.csv", self._root / f"{name}.yml"
+        if not table.exists() or not source.exists():
+            pytest.fail(f"no baseline {table}: to make it, run\n    {self._command}", pytrace=False)
+        made = yaml.safe_load(source.read_text(encoding="utf-8"))
+        changed = [
+            f"{what}: {made.get(what)} -> {value}" for what, value in made_from.items() if made.get(what) != value
+        ]
+        if changed:
+            pytest.fail(
+                f"{table} was made from something else, so its numbers say nothing about this run:\n  "
+                + "\n  ".join(changed)
+                + f"\nIf that is meant: {self._command}",
+                pytrace=False,
+            )
+        try:
+            self._regression.check(frame, fullpath=table, default_tolerance={"rtol": rtol, "atol": atol})
+        except AssertionError as error:
+            now = _versions()
+            versions = [f"{what} {old} -> {now[what]}" for what, old in made[_VERSIONS].items() if old != now[what]]
+            pytest.fail(
+                f"the numbers changed against {table} (rtol {rtol}); the model, text and settings are the same, "
+                + (f"the versions are not: {', '.join(versions)}" if versions else "and so are the versions")
+                + f"\n{error}\nIf that is meant: {self._command}",
+                pytrace=False,
+            )
+
+    def _stage(self, name: str, frame: Any, provenance: Mapping[str, Any], rtol: float, atol: float) -> None:
+        assert self._staging is not None
+        staged = self._staging / f"{name}.csv"
+        staged.parent.mkdir(parents=True, exist_ok=True)
+        if (self._root / f"{name}.csv").exists():
+            shutil.copy(self._root / f"{name}.csv", staged)
+        # pytest-regressions fails whenever it writes a file; here that is what was asked for.
+        with contextlib.suppress(pytest.fail.Exception):
+            self._regression.check(frame, fullpath=staged, default_tolerance={"rtol": rtol, "atol": atol})
+        staged.with_suffix(".yml").write_text(yaml.safe_dump(dict(provenance), sort_keys=False), encoding="utf-8")
+
+
+class BaselineText(SingleFileSnapshotExtension):
+    """syrupy's snapshots as text files under baselines/, one per test."""
+
+    _write_mode = WriteMode.TEXT
+    file_extension = "txt"
+    root: Path
+
+    @classmethod
+    def dirname(cls, *, test_location: Any) -> str:
+        return str(cls.root / "text" / test_location.basename)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest, dataframe_regression: Any) -> Golden:
+    return Golden(_root(request.config), _staging(request.config), dataframe_regression, _command(request.config))
+
+
+@pytest.fixture
+def text_snapshot(request: pytest.FixtureRequest, snapshot: Any) -> Any:
+    """syrupy's ``snapshot``, kept under baselines/."""
+    BaselineText.root = _staging(request.config) or _root(request.config)
+    return snapshot.use_extension(BaselineText)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A run of some tests must not complain about the snapshots of the others.
+    config.option.warn_unused_snapshots = config.option.disable_unused_snapshots = True
+    if not config.getoption("force_regen"):
+        return
+    config.option.update_snapshots = True
+    if not hasattr(config, "workerinput"):
+        root = _root(config)
+        root.mkdir(exist_ok=True)
+        for left in root.glob(".staging-*"):  # by a run that was killed
+            if not psutil.pid_exists(int(left.name.split("-")[1])):
+                shutil.rmtree(left, ignore_errors=True)
+        # The environment hands it to xdist's workers.
+        os.environ[_STAGING] = tempfile.mkdtemp(prefix=f".staging-{os.getpid()}-", dir=root)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    config = session.config
+    if hasattr(config, "workerinput") or not config.getoption("force_regen"):
+        return
+    staging = Path(os.environ.pop(_STAGING))
+    try:
+        config.stash[_moved] = list(_move(staging, _root(config))) if exitstatus == pytest.ExitCode.OK else None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not config.getoption("force_regen"):
+        return
+    changes = config.stash.get(_moved, None)
+    if changes is None:
+        terminalreporter.line("baselines: not everything passed, so none was changed", red=True)
+        return
+    table = Table(title="What changed in the baselines", title_justify="left")
+    for heading in ("file", "row", "column", "from", "to"):
+        table.add_column(heading, overflow="fold")
+    for change in changes:
+        table.add_row(*change)
+    if changes:
+        print_table(terminalreporter, table)
+    else:
+        terminalreporter.line("baselines: regenerated, nothing changed")
+
+
+_moved: pytest.StashKey[list[tuple[str, ...]] | None] = pytest.StashKey()
+
+
+def _move(staging: Path, root: Path) -> Iterator[tuple[str, ...]]:
+    """Move every staged file into place; say what changed, cell by cell for tables."""
+    for staged in sorted(path for path in staging.rglob("*") if path.is_file()):
+        relative = staged.relative_to(staging)
+        target = root / relative
+        if staged.suffix == ".csv":
+            yield from _cells(str(relative), target, staged)
+        elif staged.suffix != ".yml":
+            if not target.exists():
+                yield (str(relative), "", "", "", "new")
+            elif target.read_bytes() != staged.read_bytes():
+                yield (str(relative), "", "", "", "changed")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staged, target)
+
+
+def _cells(name: str, old: Path, new: Path) -> Iterator[tuple[str, ...]]:
+    after = pandas.read_csv(new, index_col=0)
+    if not old.exists():
+        yield (name, f"{len(after)} rows", "", "", "new")
+        return
+    before = pandas.read_csv(old, index_col=0)
+    for row in before.index.union(after.index, sort=False):
+        for column in before.columns.union(after.columns, sort=False):
+            was = before[column].get(row, "–") if column in before else "–"
+            now = after[column].get(row, "–") if column in after else "–"
+            if was != now and not (pandas.isna(was) and pandas.isna(now)):
+                yield (name, str(row), str(column), str(was), str(now))
+
+
+def _root(config: pytest.Config) -> Path:
+    return config.rootpath / "baselines"
+
+
+def _staging(config: pytest.Config) -> Path | None:
+    return Path(os.environ[_STAGING]) if config.getoption("force_regen") else None
+
+
+def _command(config: pytest.Config) -> str:
+    arguments = [a for a in config.invocation_params.args if str(a) != "--force-regen"]
+    if hasattr(config, "workerinput"):
+        arguments = config.workerinput["knorm_arguments"]
+    return shlex.join(["pytest", *map(str, arguments), "--force-regen"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["knorm_arguments"] = list(map(str, node.config.invocation_params.args))
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"torch": version("torch"), "transformers": version("transformers"), "python": sys.version.split()[0]}

@@ -1,0 +1,114 @@
+"""What the user named on the command line, as fixtures: the model, its texts, and where they came from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from knorm_core.models import ModelNotFoundError, load_model, model_identity
+from knorm_core.plugin import KEEP_RATIOS
+from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
+
+
+class LoadedModel(NamedTuple):
+    name: str
+    model: Any
+    tokenizer: Any
+    weights_sha256: str
+    tokenizer_sha256: str
+
+    @property
+    def slug(self) -> str:
+        """Folder name below baselines/."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.name).name if Path(self.name).is_dir() else self.name)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str, dtype: str, device: str) -> LoadedModel:
+    model, tokenizer = load_model(name, getattr(torch, dtype), device)
+    return LoadedModel(name, model, tokenizer, *model_identity(name))
+
+
+@pytest.fixture(scope="session")
+def language_model(request: pytest.FixtureRequest) -> LoadedModel:
+    """The model of --knorm-model, in --knorm-dtype on --knorm-device."""
+    option = request.config.getoption
+    try:
+        return _load(option("knorm_model"), option("knorm_dtype"), option("knorm_device"))
+    except ModelNotFoundError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> LoadedModel:
+    """The embedded model in float64 on the CPU, whatever the options say."""
+    try:
+        return _load("smollm2-135m", "float64", "cpu")
+    except ModelNotFoundError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
+    """``texts_of(loaded, name, max_eval_tokens=None, limit=None)``; skips, saying why, where a text cannot be had."""
+
+    @functools.cache
+    def texts(loaded: LoadedModel, name: str, max_eval_tokens: int | None = None, limit: int | None = None):
+        folder = request.config.getoption("knorm_text_dir")
+        if not name.startswith("embedded") and not _reachable(folder):
+            pytest.skip(
+                f"{name} needs --knorm-text-dir or KNORM_TEXT_DIR (a local mirror), or --knorm-text with a network"
+            )
+        return load_texts(name, loaded.tokenizer, max_eval_tokens=max_eval_tokens, text_dir=folder, limit=limit)
+
+    def _reachable(folder: str | None) -> bool:
+        import os
+
+        named = request.config.getoption("knorm_text") != "embedded"  # the user asked for it: try, and fail loudly
+        return bool(folder or os.environ.get("KNORM_TEXT_DIR") or named)
+
+    return texts
+
+
+def made_from(loaded: LoadedModel, texts: list[Text], **settings: Any) -> dict[str, Any]:
+    """The provenance of a baseline: model, tokenizer and texts by SHA-256, and the settings."""
+    return {
+        "model": f"{loaded.slug} sha256:{loaded.weights_sha256}",
+        "tokenizer": f"sha256:{loaded.tokenizer_sha256}",
+        "text": "sha256:" + hashlib.sha256("".join(text.sha256 for text in texts).encode()).hexdigest(),
+        "settings": {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
+    }
+
+
+def settings_suffix(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Suffix of a baseline's name: empty for the defaults, else a short hash, so that each has its own file."""
+    changed = {name: value for name, value in settings.items() if value != defaults[name]}
+    return f"-{hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:8]}" if changed else ""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    option = metafunc.config.getoption
+    if "text_set" in metafunc.fixturenames and not _parametrised(metafunc, "text_set"):
+        try:
+            names = [name for part in option("knorm_text").split(",") for name in text_names(part)]
+        except TextNotFoundError as error:
+            raise pytest.UsageError(f"--knorm-text: {error}") from None
+        # One worker per text set: what its tests share is computed once.
+        metafunc.parametrize("text_set", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names])
+    if "position_mode" in metafunc.fixturenames and not _parametrised(metafunc, "position_mode"):
+        metafunc.parametrize("position_mode", option("knorm_positions"))
+
+
+def _parametrised(metafunc: pytest.Metafunc, name: str) -> bool:
+    return any(name in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
+
+
+DEFAULT_SETTINGS = {"keep_ratios": KEEP_RATIOS, "prune_after": 256, "max_eval_tokens": None}
+__all__ = ["DEFAULT_SETTINGS", "TEXT_SETS", "LoadedModel", "made_from", "settings_suffix"]

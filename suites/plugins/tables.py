@@ -1,0 +1,54 @@
+"""Result tables: a test hands in rows, the terminal shows them when the run is through (xdist or not)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+_PROPERTY = "knorm_table"
+
+
+@pytest.fixture
+def show_table(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Show a table at the end of the run.
+
+    Call it with a title, rows (mappings of header to number or text, already in the order of columns),
+    and notes: sentences printed below.
+    """
+
+    def show(title: str, rows: Sequence[Mapping[str, Any]], *notes: str) -> None:
+        plain = [{str(k): v if isinstance(v, int | float | str) else str(v) for k, v in row.items()} for row in rows]
+        record_property(_PROPERTY, {"title": title, "rows": plain, "notes": list(notes)})
+
+    return show
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    shown = [
+        value
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        for name, value in getattr(report, "user_properties", ())
+        if name == _PROPERTY and report.when == "call"
+    ]
+    for content in sorted(shown, key=lambda content: content["title"]):
+        table = Table(title=content["title"], title_justify="left")
+        for heading, value in content["rows"][0].items():
+            table.add_column(heading, justify="left" if isinstance(value, str) else "right")
+        for row in content["rows"]:
+            table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+        print_table(terminalreporter, table, *content["notes"])
+
+
+def print_table(terminalreporter: Any, table: Table, *notes: str) -> None:
+    """Print with rich: colours on a terminal, plain elsewhere, NO_COLOR respected."""
+    on_terminal = terminalreporter.isatty
+    console = Console(file=terminalreporter._tw._file, force_terminal=on_terminal, width=None if on_terminal else 120)
+    console.print()
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True, highlight=False)

@@ -1,0 +1,127 @@
+"""The main job: perplexity against keep ratio, per text set and position mode, against the baselines."""
+
+from __future__ import annotations
+
+import functools
+from itertools import pairwise
+from statistics import fmean
+
+import pytest
+
+from knorm_core import Evaluation, evaluate_table, perplexity
+from knorm_core.texts import TEXT_SETS, text_names
+from suites.plugins.inputs import DEFAULT_SETTINGS, made_from, settings_suffix
+
+pytestmark = pytest.mark.repro
+
+# Where perplexity does *not* rise from one keep ratio to the next lower one, on the embedded model with
+# default settings. Every other step is expected to rise. Position drift ("cache") inverts the curve: keep
+# 0.9 evicts every 25 tokens and 0.1 every 230, so drift punishes the conservative setting most.
+NOT_RISING: dict[tuple[str, str], set[tuple[float, float]]] = {}
+
+
+@pytest.fixture(scope="session")
+def table_of(request, language_model, texts_of):
+    """``table_of(text_set, index)``: {(positions, keep ratio): Evaluation} of one text, computed once per process."""
+    option = request.config.getoption
+
+    @functools.cache
+    def table(text_set: str, index: int) -> dict[tuple[str, float], Evaluation]:
+        return evaluate_table(
+            language_model.model,
+            texts_of(language_model, text_set, option("knorm_max_eval_tokens"))[index].input_ids,
+            keep_ratios=option("knorm_keep_ratios"),
+            positions=option("knorm_positions"),
+            prune_after=option("knorm_prune_after"),
+        )
+
+    return table
+
+
+def pytest_generate_tests(metafunc):
+    if "text_index" in metafunc.fixturenames:
+        # A test per text, so that progress shows; xdist keeps a set's texts on one worker.
+        sets = [name for part in metafunc.config.getoption("knorm_text").split(",") for name in text_names(part)]
+        cases = [
+            pytest.param(name, index, id=f"{name}-{index + 1}", marks=pytest.mark.xdist_group(name))
+            for name in sets
+            for index in range(TEXT_SETS[name].limit)
+        ]
+        metafunc.parametrize(("name", "text_index"), cases)
+
+
+def test_text_is_compressed_and_scored(name, text_index, table_of, language_model, texts_of, request):
+    texts = texts_of(language_model, name, request.config.getoption("knorm_max_eval_tokens"))
+    if text_index >= len(texts):
+        pytest.skip(f"{name} has {len(texts)} texts here")
+    for (_, ratio), evaluation in table_of(name, text_index).items():
+        n = len(texts[text_index].input_ids)
+        assert len(evaluation.nll) == n - 1 - evaluation.effective_prune_after
+        assert (min(evaluation.evictions_per_layer) > 0) == (ratio < 1)
+
+
+def test_table_matches_baseline(
+    text_set, position_mode, table_of, language_model, texts_of, golden, show_table, request
+):
+    option = request.config.getoption
+    rows = pooled_rows(text_set, position_mode, table_of, language_model, texts_of, option)
+    show_table(
+        f"{text_set}, {position_mode} positions ({language_model.slug}, {option('knorm_dtype')})",
+        [shown(row, rows[0]["ppl"]) for row in rows],
+    )
+    if option("knorm_dtype") != "float64":
+        pytest.skip("baselines are float64: the table is shown at the end and not compared")
+    settings = {name: option(f"knorm_{name}") for name in DEFAULT_SETTINGS}
+    texts = texts_of(language_model, text_set, option("knorm_max_eval_tokens"))
+    golden.check(
+        f"{language_model.slug}/{text_set}/ppl-{position_mode}{settings_suffix(settings, DEFAULT_SETTINGS)}",
+        rows,
+        key=("keep_ratio",),
+        made_from=made_from(language_model, texts, positions=position_mode, **settings),
+    )
+
+
+def test_perplexity_rises_as_keep_ratio_falls_except_where_known(
+    text_set, position_mode, table_of, language_model, texts_of, request
+):
+    option = request.config.getoption
+    if language_model.name != "smollm2-135m" or any(option(f"knorm_{n}") != v for n, v in DEFAULT_SETTINGS.items()):
+        pytest.skip("where perplexity rises is stated for the embedded model and default settings")
+    rows = pooled_rows(text_set, position_mode, table_of, language_model, texts_of, option)
+    falling = {
+        (higher["keep_ratio"], lower["keep_ratio"]) for higher, lower in pairwise(rows) if lower["ppl"] <= higher["ppl"]
+    }
+    assert falling == NOT_RISING.get((text_set, position_mode), set())
+
+
+def pooled_rows(text_set, position_mode, table_of, language_model, texts_of, option):
+    """A row per keep ratio: perplexity over all scored tokens of the set, and the cache behind it."""
+    count = len(texts_of(language_model, text_set, option("knorm_max_eval_tokens")))
+    tables = [table_of(text_set, index) for index in range(count)]
+    rows = []
+    for ratio in option("knorm_keep_ratios"):
+        evaluations = [table[position_mode, ratio] for table in tables]
+        rows.append(
+            {
+                "keep_ratio": ratio,
+                "ppl": perplexity(evaluations),
+                "scored_tokens": sum(len(evaluation.nll) for evaluation in evaluations),
+                "evictions_per_layer": sum(max(evaluation.evictions_per_layer) for evaluation in evaluations),
+                "mean_cache": fmean(evaluation.mean_cache for evaluation in evaluations),
+                "peak_cache": max(evaluation.peak_cache for evaluation in evaluations),
+            }
+        )
+    return rows
+
+
+def shown(row, uncompressed):
+    """The row as a person reads it."""
+    return {
+        "keep ratio": str(row["keep_ratio"]),
+        "PPL": row["ppl"],
+        "change": "baseline" if row["keep_ratio"] == 1 else f"{row['ppl'] / uncompressed - 1:+.1%}",
+        "scored tokens": row["scored_tokens"],
+        "evictions per layer": row["evictions_per_layer"],
+        "mean cache": f"{row['mean_cache']:.1f}",
+        "peak cache": row["peak_cache"],
+    }
