@@ -113,9 +113,7 @@ def attempting(evaluator: Evaluator) -> Iterator[Attempt]:
 
 def definition(claims: EvaluatorClaims, run: Run, **changes: Any) -> torch.Tensor:
     """The losses that the evaluator has to return."""
-    # Dropout is off by definition, so a model in training mode is its twin that is not.
-    model = run.model.removesuffix("_training")
-    return reference(claims, model, run.seq_len, run.keep_ratio, run.prune_after, **changes)
+    return reference(claims, run.model, run.seq_len, run.keep_ratio, run.prune_after, **changes)
 
 
 def plain_losses(run: Run) -> torch.Tensor:

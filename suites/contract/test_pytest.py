@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from knorm_core import l2_compress
-from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS, parametrize_with_checks
+from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS, parametrize_with_checks, searching
+from knorm_core.contract.evaluators import knorm_onepass
 from knorm_core.contract.plugin import named
 
 pytestmark = pytest.mark.fast
@@ -54,31 +55,28 @@ def run_pytest(folder: Path, *arguments: str) -> Any:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_the_options_work_in_an_empty_foreign_folder(tmp_path: Path) -> None:
-    run = run_pytest(
-        tmp_path,
-        *("--pyargs", "knorm_core.contract", "--knorm-compressor=mine:backwards", "--knorm-examples=10"),
-        "--knorm-evaluator=knorm_core.contract.evaluators:knorm_onepass",
-        *("-k", "keeps_temporal_order or lowest_norms_survive or ratio_one_is"),
-    )
-    assert run.returncode == 1, run.stdout + run.stderr
-    assert "1 failed, 2 passed" in run.stdout
-    assert "backwards does not keep the promise 'keeps_temporal_order'" in run.stdout
-    assert "Traceback" not in run.stdout + run.stderr
-
-
-def test_checks_are_selected_skipped_and_expected_to_fail_and_the_readme_is_right(tmp_path: Path) -> None:
+def test_options_and_decorators_work_in_a_foreign_folder(tmp_path: Path) -> None:
     (tmp_path / "mypkg.py").write_text("from knorm_core import l2_compress as my_compress\n")
     (tmp_path / "myeval.py").write_text("from knorm_core.contract.evaluators import knorm_onepass as my_losses\n")
     (tmp_path / "test_decorated.py").write_text(DECORATED)
-    for number, example in enumerate(EXAMPLES):
+    for number, example in enumerate(example for example in EXAMPLES if "def test_" in example):
         (tmp_path / f"test_example_{number}.py").write_text(example)
-    run = run_pytest(tmp_path, "-rA", "-k", "order or nan or subset or plain")
+    run = run_pytest(
+        tmp_path,
+        *("-rA", "-k", "order or nan or subset or plain", "--pyargs", "knorm_core.contract", "."),
+        *("--knorm-compressor=mine:backwards", "--knorm-examples=10"),
+        "--knorm-evaluator=knorm_core.contract.evaluators:knorm_onepass",
+    )
     summary = run.stdout.splitlines()
 
     def outcomes(word: str, test: str) -> list[str]:
         return [line for line in summary if line.startswith(word) and test in line]
 
+    assert "Traceback" not in run.stdout + run.stderr
+    assert "backwards does not keep the promise 'keeps_temporal_order'" in run.stdout
+    assert outcomes("FAILED", "test_compressor[backwards-keeps_temporal_order]")
+    assert outcomes("PASSED", "test_compressor[backwards-smaller_ratio_keeps_a_subset]")
+    assert outcomes("PASSED", "test_evaluator[knorm_onepass-ratio_one_is_the_plain_loss]")
     assert "newest first (a reason)" in outcomes("XFAIL", "test_backwards[backwards-keeps_temporal_order]")[0]
     assert any("no such keys here" in line for line in summary)
     assert outcomes("PASSED", "test_backwards[backwards-smaller_ratio_keeps_a_subset]")
@@ -87,6 +85,18 @@ def test_checks_are_selected_skipped_and_expected_to_fail_and_the_readme_is_righ
     assert not outcomes("FAILED", "test_example") + outcomes("ERROR", "")
     assert outcomes("PASSED", "test_example_0.py::test_contract[l2_compress-keeps_temporal_order]")
     assert outcomes("PASSED", "test_example_1.py::test_contract[knorm_onepass-ratio_one_is_the_plain_loss]")
+
+
+@pytest.mark.parametrize(
+    "example",
+    [example for example in EXAMPLES if "def test_" not in example],
+    ids=lambda example: re.findall(r"import (.*)", example)[0],
+)
+def test_the_other_examples_of_the_readme_run(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mypkg", SimpleNamespace(my_compress=l2_compress))
+    monkeypatch.setitem(sys.modules, "myeval", SimpleNamespace(my_losses=knorm_onepass))
+    with searching(examples=5):
+        exec(example, {})
 
 
 @pytest.mark.parametrize(
