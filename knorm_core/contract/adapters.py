@@ -20,7 +20,7 @@ from knorm_core.contract.cases import dynamic_cache
 from knorm_core.contract.claims import KVPRESS, Claims
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Compressor:
     """A compressor as the checks see it; make one with the functions of this module.
 
@@ -40,6 +40,9 @@ class Compressor:
     unpack: Callable[[Any, Any], Sequence[Pair]]
     imports: str
     call: Callable[[str, str], str]
+
+    def __repr__(self) -> str:
+        return self.name
 
     def __call__(
         self, pairs: list[Pair], keep_ratio: float, prune_after: int = 1, skip_layers: Iterable[int] = ()

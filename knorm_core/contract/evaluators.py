@@ -15,7 +15,7 @@ from knorm_core.contract.claims import EvaluatorClaims
 from knorm_core.evaluation import evaluate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluator:
     """An evaluator with its claims; make one with `as_evaluator`.
 
@@ -33,6 +33,9 @@ class Evaluator:
     def __call__(self, model: Any, input_ids: torch.Tensor, keep_ratio: float, prune_after: int) -> Any:
         """What the function returns, untouched."""
         return self.function(model, input_ids, keep_ratio, prune_after)
+
+    def __repr__(self) -> str:
+        return self.name
 
     @property
     def imports(self) -> str:
