@@ -1,16 +1,45 @@
 """knorm: is a KV-cache compression result real?
 
 The core of the suite: the compressor, the `prune_after` adjuster, the two-phase evaluator with its two
-methods, models and texts. transformers and datasets are imported when first used, not with this package.
+methods, models and texts. Names are imported when first used: pytest loads this package's plugins in every
+run of an environment, and most of those have no use for torch.
 """
 
-from knorm_core.compress import l2_compress
-from knorm_core.counts import Eviction, effective_prune_after, eviction_schedule, kept_count
-from knorm_core.evaluation import PAPER_PROTOCOL, Evaluation, evaluate, evaluate_table, perplexity
-from knorm_core.models import ModelNotFoundError, load_model
-from knorm_core.policies import POLICIES
-from knorm_core.setting import NoEvictionError, UnsupportedModelError
-from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from knorm_core.compress import l2_compress
+    from knorm_core.counts import Eviction, effective_prune_after, eviction_schedule, kept_count
+    from knorm_core.evaluation import PAPER_PROTOCOL, Evaluation, evaluate, evaluate_table, perplexity
+    from knorm_core.latency import measure_latency
+    from knorm_core.models import ModelNotFoundError, load_model
+    from knorm_core.policies import POLICIES
+    from knorm_core.setting import NoEvictionError, UnsupportedModelError
+    from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts
+
+_HOME = {
+    "l2_compress": "compress",
+    "Eviction": "counts",
+    "effective_prune_after": "counts",
+    "eviction_schedule": "counts",
+    "kept_count": "counts",
+    "Evaluation": "evaluation",
+    "PAPER_PROTOCOL": "evaluation",
+    "evaluate": "evaluation",
+    "evaluate_table": "evaluation",
+    "perplexity": "evaluation",
+    "measure_latency": "latency",
+    "ModelNotFoundError": "models",
+    "load_model": "models",
+    "POLICIES": "policies",
+    "NoEvictionError": "setting",
+    "UnsupportedModelError": "setting",
+    "TEXT_SETS": "texts",
+    "Text": "texts",
+    "TextNotFoundError": "texts",
+    "load_texts": "texts",
+}
 
 __all__ = [
     "PAPER_PROTOCOL",
@@ -31,5 +60,16 @@ __all__ = [
     "l2_compress",
     "load_model",
     "load_texts",
+    "measure_latency",
     "perplexity",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

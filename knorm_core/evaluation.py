@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from knorm_core import onepass, stepwise
 from knorm_core.counts import Eviction, cache_lengths
+from knorm_core.scoring import check_positions_are_used
 from knorm_core.setting import NoEvictionError, Setting, asked_to_compress, check_setting
+
+Key = TypeVar("Key", bound=Hashable)
 
 #: The protocol of the paper's own scripts: score from the start, leave layers 0 and 1 alone, and take
 #: prune_after as given. ``evaluate(model, ids, keep_ratio=0.5, **PAPER_PROTOCOL)``.
@@ -150,6 +153,7 @@ def evaluate(
     if compressor is None:
         # Our own evictions are known in advance, so an evaluation without any is refused before it runs.
         _check_evictions(setting, [setting.schedule(layer) for layer in range(setting.layers)], allow_no_eviction)
+    check_positions_are_used(model)
     if compressor is None and method == "onepass":
         return _one_pass(model, ids, setting)
     nll, evictions = stepwise.run(model, ids, setting, compressor)
@@ -176,34 +180,59 @@ def evaluate_table(
     Returns:
         Evaluation by (positions, keep_ratio), the same numbers as `evaluate` gives.
     """
-    rows = [(mode, ratio) for mode in positions for ratio in keep_ratios]
-    if setting.get("compressor") is not None or setting.get("method", "onepass") != "onepass":
-        return {
-            (mode, ratio): evaluate(model, input_ids, keep_ratio=ratio, positions=mode, **setting)
-            for mode, ratio in rows
-        }
+    rows = {(mode, ratio): setting | {"positions": mode, "keep_ratio": ratio} for mode in positions for ratio in keep_ratios}
+    return evaluate_rows(model, input_ids, rows)
+
+
+def evaluate_rows(
+    model: nn.Module, input_ids: torch.Tensor | Sequence[int], rows: Mapping[Key, Mapping[str, Any]]
+) -> dict[Key, Evaluation]:
+    """`evaluate` for every row of arguments, feeding phase 1 once for all rows that share it.
+
+    All rows are checked before the model runs. Rows that never evict share one evaluation.
+
+    Args:
+        model, input_ids: as for `evaluate`.
+        rows: keyword arguments of `evaluate` by any key.
+
+    Returns:
+        Evaluation by key, the same numbers as `evaluate` gives.
+    """
+    if any(row.get("compressor") is not None or row.get("method", "onepass") != "onepass" for row in rows.values()):
+        return {key: evaluate(model, input_ids, **row) for key, row in rows.items()}
+    ids, settings = check_rows(model, input_ids, rows)
+    prefix_of = onepass.shared_prefixes(model, ids)
+    table: dict[Key, Evaluation] = {}
+    uncompressed: dict[tuple[int, int], Evaluation] = {}
+    for key, row in settings.items():
+        if asked_to_compress(row.keep_ratio):
+            table[key] = _one_pass(model, ids, row, prefix_of(row))
+            continue
+        same = (row.start, row.first_scored)
+        if same not in uncompressed:
+            uncompressed[same] = _one_pass(model, ids, row, prefix_of(row))
+        table[key] = uncompressed[same]
+    return table
+
+
+def check_rows(
+    model: nn.Module, input_ids: torch.Tensor | Sequence[int], rows: Mapping[Key, Mapping[str, Any]]
+) -> tuple[torch.Tensor, dict[Key, Setting]]:
+    """Token ids, and the checked setting of every row of arguments, all of them for one pass."""
     # evaluate's defaults, so that they are written once
     defaults = {
         name: p.default for name, p in inspect.signature(evaluate).parameters.items() if p.kind is p.KEYWORD_ONLY
     }
-    arguments = defaults | setting
-    allowed = arguments.pop("allow_no_eviction")
-    checked = {}
-    for mode, ratio in rows:
-        ids, row = check_setting(model, input_ids, **(arguments | {"keep_ratio": ratio, "positions": mode}))
-        _check_evictions(row, [row.schedule(layer) for layer in range(row.layers)], allowed)
-        checked[mode, ratio] = row
-    prefix = onepass.feed_prefix(model, ids, row)
-    table: dict[tuple[str, float], Evaluation] = {}
-    uncompressed: Evaluation | None = None
-    for key, row in checked.items():
-        if uncompressed is not None and not asked_to_compress(row.keep_ratio):
-            table[key] = uncompressed
-            continue
-        table[key] = _one_pass(model, ids, row, prefix)
-        if not asked_to_compress(row.keep_ratio):
-            uncompressed = table[key]
-    return table
+    settings = {}
+    for key, row in rows.items():
+        arguments = defaults | row
+        allowed = arguments.pop("allow_no_eviction")
+        ids, settings[key] = check_setting(model, input_ids, **arguments)
+        _check_evictions(settings[key], [settings[key].schedule(layer) for layer in range(settings[key].layers)], allowed)
+    if not settings:
+        raise ValueError("no rows: there is nothing to evaluate")
+    check_positions_are_used(model)
+    return ids, settings
 
 
 def _one_pass(

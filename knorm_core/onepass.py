@@ -14,6 +14,7 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,13 @@ from torch import nn
 
 from knorm_core.attention import NEVER, mortal_attention
 from knorm_core.counts import Eviction
+from knorm_core.head import last_states
 from knorm_core.scoring import last_logits, private_copy, token_nll
 from knorm_core.setting import Setting, UnsupportedModelError
 
 ATTENTION = "knorm_onepass"
 Pair = tuple[torch.Tensor, torch.Tensor]
+Watch = Callable[[int, torch.Tensor | None], None]
 
 
 @dataclass
@@ -55,8 +58,13 @@ class Prefix:
     nll: torch.Tensor  # of tokens 1 … length where scoring starts there, shape (length,), else (0,)
 
 
-@torch.inference_mode()
-def run(model: nn.Module, input_ids: torch.Tensor, setting: Setting, prefix: Prefix | None = None) -> torch.Tensor:
+def run(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    setting: Setting,
+    prefix: Prefix | None = None,
+    watch: Watch | None = None,
+) -> torch.Tensor:
     """Negative log-likelihood of every scored token, float64, shape (scored,).
 
     Args:
@@ -64,24 +72,58 @@ def run(model: nn.Module, input_ids: torch.Tensor, setting: Setting, prefix: Pre
         input_ids: (n,), int64, on the model's device.
         setting: what to evaluate; see `knorm_core.setting`.
         prefix: phase 1 of the same text, from `feed_prefix`, to save feeding it again.
+        watch: called with each layer's index and the deaths of its keys, as `layer_deaths` has them.
     """
     start = prefix.length if prefix else 0
-    fed = input_ids[start:-1]
-    if not len(fed):
+    if start == setting.seq_len - 1:
         assert prefix is not None
         return prefix.nll
-    model = private_copy(model, ATTENTION)
+    first = max(setting.first_scored - 1, start)  # the query that predicts the first token scored here
+    logits = _feed(model, input_ids, setting, prefix, watch, partial(last_logits, count=setting.seq_len - 1 - first))
+    nll = token_nll(logits, input_ids[first + 1 :])
+    return torch.cat([prefix.nll, nll]) if prefix else nll
+
+
+def final_states(
+    model: nn.Module, input_ids: torch.Tensor, setting: Setting, prefix: Prefix | None = None, count: int | None = None
+) -> torch.Tensor:
+    """What the model's head would turn into the logits of the last ``count`` scored tokens: (count, hidden).
+
+    A thousandth of the memory of logits; `knorm_core.head.Head` makes logits of them, block by block.
+
+    Args:
+        count: default all of the tokens scored in phase 2.
+    """
+    count = setting.seq_len - max(setting.first_scored, setting.start + 1) if count is None else count
+    return _feed(model, input_ids, setting, prefix, None, partial(last_states, count=count))
+
+
+@torch.inference_mode()
+def _feed(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    setting: Setting,
+    prefix: Prefix | None,
+    watch: Watch | None,
+    read: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """One pass over what ``prefix`` has not fed yet; ``read`` makes the forward call."""
+
+    def deaths(layer: int, keys: torch.Tensor) -> torch.Tensor | None:
+        found = layer_deaths(setting, layer, keys)
+        if watch is not None:
+            watch(layer, found)
+        return found
+
     walk = _Walk(
         layers=setting.layers,
-        deaths=lambda layer, keys: layer_deaths(setting, layer, keys),
+        deaths=deaths,
         phase_1=min(setting.start, setting.seq_len - 1),
         prior=prefix.pairs if prefix else None,
     )
-    first = max(setting.first_scored - 1, start)  # the query that predicts the first token scored here
+    start = prefix.length if prefix else 0
     with _walking(walk):
-        logits = last_logits(model, fed, setting.fed_positions()[start:], setting.seq_len - 1 - first)
-    nll = token_nll(logits, input_ids[first + 1 :])
-    return torch.cat([prefix.nll, nll]) if prefix else nll
+        return read(private_copy(model, ATTENTION), input_ids[start:-1], setting.fed_positions()[start:])
 
 
 @torch.inference_mode()
@@ -96,6 +138,19 @@ def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> 
         logits = last_logits(model, fed, setting.fed_positions()[:length], length if scored else 1)
     nll = token_nll(logits, input_ids[1 : length + 1]) if scored else torch.zeros(0, dtype=torch.float64)
     return Prefix(tuple(walk.kept), length, nll)
+
+
+def shared_prefixes(model: nn.Module, input_ids: torch.Tensor) -> Callable[[Setting], Prefix]:
+    """Phase 1 for any setting of one text, fed once for all settings that share its length and scoring."""
+    fed: dict[tuple[int, int], Prefix] = {}
+
+    def prefix_of(setting: Setting) -> Prefix:
+        key = (setting.start, setting.first_scored)
+        if key not in fed:
+            fed[key] = feed_prefix(model, input_ids, setting)
+        return fed[key]
+
+    return prefix_of
 
 
 def layer_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tensor | None:

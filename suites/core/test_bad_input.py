@@ -209,3 +209,16 @@ def test_attention_that_does_not_go_through_the_interface_is_refused():
             evaluate(model, random_ids(60), keep_ratio=0.5, prune_after=40)
     finally:
         model.config.num_hidden_layers = 3
+
+
+@pytest.mark.parametrize("family", ["Bloom", "Mpt"])
+@pytest.mark.parametrize("method", ["onepass", "stepwise"])
+def test_families_that_ignore_position_ids_are_refused(family, method):
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=97, hidden_size=32, d_model=32, n_layer=2, n_layers=2, n_head=4, n_heads=4, max_seq_len=512
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnsupportedModelError, match=f"{family}ForCausalLM (ignores|takes no) position_ids"):
+        evaluate(model, random_ids(60), keep_ratio=0.5, prune_after=40, method=method)

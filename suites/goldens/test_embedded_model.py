@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from knorm_core import evaluate, evaluate_table, perplexity
 from suites.plugins.inputs import made_from
 
-pytestmark = [pytest.mark.fast, pytest.mark.golden, pytest.mark.xdist_group("embedded model")]
+pytestmark = [pytest.mark.golden, pytest.mark.xdist_group("embedded model")]
 
 RATIOS = (1.0, 0.5, 0.1)
 MODES = ("absolute", "cache")
@@ -30,6 +30,7 @@ def tables(embedded_model, samples):
     ]
 
 
+@pytest.mark.fast
 def test_short_samples_match_the_baseline(tables, samples, embedded_model, golden):
     rows = [
         {
@@ -46,10 +47,11 @@ def test_short_samples_match_the_baseline(tables, samples, embedded_model, golde
         "smollm2-135m/embedded-short/fast",
         rows,
         key=("positions", "keep_ratio"),
-        made_from=made_from(embedded_model, samples, prune_after=256, texts=SAMPLES),
+        made_from=made_from(embedded_model, samples, prune_after=256, samples=SAMPLES),
     )
 
 
+@pytest.mark.fast
 def test_keep_ratio_one_is_the_models_own_loss(tables, samples, embedded_model):
     # The oracle of the table's first row: transformers' own forward, none of our code in it.
     ids = samples[0].input_ids
@@ -61,17 +63,27 @@ def test_keep_ratio_one_is_the_models_own_loss(tables, samples, embedded_model):
     assert row.ppl == pytest.approx(float(plain.mean().exp()), rel=1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_one_pass_equals_stepwise_on_a_real_text(mode, tables, samples, embedded_model):
-    # The oracle of the other rows: the definition, token by token on a real cache.
-    ids = samples[1].input_ids
-    stepwise = evaluate(embedded_model.model, ids, keep_ratio=0.1, positions=mode, method="stepwise")
-    row = tables[1][mode, 0.1]
-    assert float((row.nll - stepwise.nll).abs().max()) < 1e-5
-    assert row.ppl == pytest.approx(stepwise.ppl, rel=1e-6)
-    assert row.evictions == stepwise.evictions
+# The oracle of the other rows: the definition, token by token on a real cache. A stretch of a text on
+# every commit, the whole text with the other goldens (20 s each).
+STRETCHES = [
+    pytest.param("cache", 64, marks=pytest.mark.fast),
+    pytest.param("absolute", 64, marks=pytest.mark.fast),
+    ("cache", None),
+    ("absolute", None),
+]
 
 
+@pytest.mark.parametrize(("mode", "tokens"), STRETCHES)
+def test_one_pass_equals_stepwise_on_a_real_text(mode, tokens, samples, embedded_model):
+    arguments = {"input_ids": samples[1].input_ids[:tokens], "keep_ratio": 0.1, "positions": mode}
+    onepass = evaluate(embedded_model.model, **arguments)
+    stepwise = evaluate(embedded_model.model, **arguments, method="stepwise")
+    assert float((onepass.nll - stepwise.nll).abs().max()) < 1e-5
+    assert onepass.ppl == pytest.approx(stepwise.ppl, rel=1e-6)
+    assert onepass.evictions == stepwise.evictions
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize("direction", [1, -1, 0], ids=["up", "down", "mixed"])
 def test_one_ulp_of_the_rotary_tables_moves_nothing(direction, tables, samples, embedded_model):
     # Other libraries' sine and cosine may differ in the last bit; who survives must not depend on it.

@@ -15,9 +15,20 @@ from suites.plugins.inputs import DEFAULT_SETTINGS, made_from, settings_suffix
 pytestmark = pytest.mark.repro
 
 # Where perplexity does *not* rise from one keep ratio to the next lower one, on the embedded model with
-# default settings. Every other step is expected to rise. Position drift ("cache") inverts the curve: keep
-# 0.9 evicts every 25 tokens and 0.1 every 230, so drift punishes the conservative setting most.
-NOT_RISING: dict[tuple[str, str], set[tuple[float, float]]] = {}
+# default settings. Every other step is expected to rise.
+#
+# With positions from the cache length every step down from 0.9 improves: keep 0.9 evicts every 25 tokens and
+# 0.1 every 230, so drift punishes the conservative setting most. True positions take most of that away, not
+# all: frequent evictions also drop recent keys of high norm, and 0.9 stays worse than 0.7.
+_DRIFT_INVERTS = {(0.9, 0.7), (0.7, 0.5), (0.5, 0.3), (0.3, 0.1)}
+NOT_RISING: dict[tuple[str, str], set[tuple[float, float]]] = {
+    ("embedded-articles", "absolute"): {(0.9, 0.7), (0.7, 0.5)},
+    ("embedded-articles", "cache"): _DRIFT_INVERTS,
+    ("embedded-narrative", "absolute"): {(0.9, 0.7), (0.7, 0.5)},
+    ("embedded-narrative", "cache"): _DRIFT_INVERTS,
+    ("embedded-short", "absolute"): {(0.9, 0.7)},
+    ("embedded-short", "cache"): _DRIFT_INVERTS,
+}
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +96,12 @@ def test_perplexity_rises_as_keep_ratio_falls_except_where_known(
     text_set, position_mode, table_of, language_model, texts_of, request
 ):
     option = request.config.getoption
-    if language_model.name != "smollm2-135m" or any(option(f"knorm_{n}") != v for n, v in DEFAULT_SETTINGS.items()):
-        pytest.skip("where perplexity rises is stated for the embedded model and default settings")
+    if (
+        not text_set.startswith("embedded")
+        or language_model.name != "smollm2-135m"
+        or any(option(f"knorm_{n}") != v for n, v in DEFAULT_SETTINGS.items())
+    ):
+        pytest.skip("where perplexity rises is stated for the embedded model and texts in the default settings")
     rows = pooled_rows(text_set, position_mode, table_of, language_model, texts_of, option)
     falling = {
         (higher["keep_ratio"], lower["keep_ratio"]) for higher, lower in pairwise(rows) if lower["ppl"] <= higher["ppl"]

