@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+BUSY_CORES = 0.25
 _BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 
 
@@ -44,6 +45,11 @@ class Environment:
     load_before: float
     load_after: float
     others_busy_cores: float
+
+    @property
+    def busy(self) -> bool:
+        """Whether other processes took so much that times are to be read with care."""
+        return self.others_busy_cores > BUSY_CORES
 
 
 @contextmanager
