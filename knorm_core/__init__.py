@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from knorm_core.compress import l2_compress
     from knorm_core.counts import Eviction, effective_prune_after, eviction_schedule, kept_count
-    from knorm_core.evaluation import PAPER_PROTOCOL, Evaluation, evaluate, evaluate_table, perplexity
+    from knorm_core.evaluation import PAPER_PROTOCOL, Evaluation, evaluate, evaluate_rows, evaluate_table, perplexity
     from knorm_core.latency import measure_latency
     from knorm_core.models import ModelNotFoundError, load_model
     from knorm_core.policies import POLICIES
@@ -27,6 +27,7 @@ _HOME = {
     "Evaluation": "evaluation",
     "PAPER_PROTOCOL": "evaluation",
     "evaluate": "evaluation",
+    "evaluate_rows": "evaluation",
     "evaluate_table": "evaluation",
     "perplexity": "evaluation",
     "measure_latency": "latency",
@@ -54,6 +55,7 @@ __all__ = [
     "UnsupportedModelError",
     "effective_prune_after",
     "evaluate",
+    "evaluate_rows",
     "evaluate_table",
     "eviction_schedule",
     "kept_count",

@@ -180,7 +180,9 @@ def evaluate_table(
     Returns:
         Evaluation by (positions, keep_ratio), the same numbers as `evaluate` gives.
     """
-    rows = {(mode, ratio): setting | {"positions": mode, "keep_ratio": ratio} for mode in positions for ratio in keep_ratios}
+    rows = {
+        (mode, ratio): setting | {"positions": mode, "keep_ratio": ratio} for mode in positions for ratio in keep_ratios
+    }
     return evaluate_rows(model, input_ids, rows)
 
 
@@ -225,10 +227,12 @@ def check_rows(
     }
     settings = {}
     for key, row in rows.items():
-        arguments = defaults | row
+        arguments = {**defaults, **row}
         allowed = arguments.pop("allow_no_eviction")
         ids, settings[key] = check_setting(model, input_ids, **arguments)
-        _check_evictions(settings[key], [settings[key].schedule(layer) for layer in range(settings[key].layers)], allowed)
+        _check_evictions(
+            settings[key], [settings[key].schedule(layer) for layer in range(settings[key].layers)], allowed
+        )
     if not settings:
         raise ValueError("no rows: there is nothing to evaluate")
     check_positions_are_used(model)
@@ -238,7 +242,11 @@ def check_rows(
 def _one_pass(
     model: nn.Module, ids: torch.Tensor, setting: Setting, prefix: onepass.Prefix | None = None
 ) -> Evaluation:
-    nll = onepass.run(model, ids, setting, prefix)
+    return one_pass_result(onepass.run(model, ids, setting, prefix), setting)
+
+
+def one_pass_result(nll: torch.Tensor, setting: Setting) -> Evaluation:
+    """The evaluation that has these losses; its evictions are those of the schedule."""
     return _result(nll, setting, tuple(setting.schedule(layer) for layer in range(setting.layers)))
 
 

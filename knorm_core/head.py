@@ -6,8 +6,6 @@ times the memory of the states they are made from; so the states are kept and th
 
 from __future__ import annotations
 
-import inspect
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,7 +28,7 @@ class Head:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._headed = private_copy(model, "sdpa")
+        self._headed = private_copy(model, "eager")  # every family has it
         tokens = torch.arange(_PROBED, device=model.device)  # type: ignore[call-overload]
         with torch.inference_mode():
             logits = self._headed(input_ids=tokens[None], use_cache=False).logits[0]
@@ -63,12 +61,10 @@ class _Body(nn.Module):
 def last_states(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
     """Final hidden states of the last ``count`` tokens of one forward pass over ``fed``: (count, hidden).
 
-    ``model`` is a private copy; its head sees a single token.
+    ``model`` is a private copy; its head is not run.
     """
     body = getattr(model, str(model.base_model_prefix), None)
     if not isinstance(body, nn.Module):
         raise UnsupportedModelError(f"{type(model).__name__} has no body apart from its head")
-    inputs: dict[str, Any] = {"input_ids": fed[None], "position_ids": positions[None].to(fed.device), "use_cache": False}
-    if "cache_position" in inspect.signature(body.forward).parameters:
-        inputs |= SimpleNamespace().__dict__
-    return body(**inputs).last_hidden_state[0, -count:].clone()
+    states = body(input_ids=fed[None], position_ids=positions[None].to(fed.device), use_cache=False).last_hidden_state
+    return states[0, -count:].clone()

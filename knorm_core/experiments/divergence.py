@@ -1,0 +1,122 @@
+"""How far compression moves the distribution over the next token, not only the probability of the right one.
+
+Perplexity looks at one number of each distribution, and there errors of both signs cancel. The
+Kullback-Leibler divergence from the uncompressed model looks at all of it; llama.cpp asks it of every
+new quantisation. Both distributions are made from final hidden states, a block of tokens at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from knorm_core import onepass
+from knorm_core.evaluation import Evaluation, Key, check_rows, one_pass_result
+from knorm_core.head import Head
+
+BLOCK = 64  # tokens at a time: 25 MB of float64 logits each for a vocabulary of 49,152
+
+
+@dataclass(frozen=True, eq=False)
+class Divergence:
+    """One row of a table against the uncompressed model, token by token.
+
+    Attributes:
+        evaluation: the row itself.
+        kl: KL(uncompressed || row) in nats of every scored token, float64 (scored,).
+        same_top: whether both rank the same token first, bool (scored,).
+    """
+
+    evaluation: Evaluation
+    kl: torch.Tensor
+    same_top: torch.Tensor
+
+
+def divergence(
+    model: nn.Module, input_ids: torch.Tensor | Sequence[int], rows: Mapping[Key, Mapping[str, Any]]
+) -> dict[Key, Divergence]:
+    """Divergence of every row from the uncompressed model on the tokens that the row scores.
+
+    Args:
+        model, input_ids: as for `evaluate`.
+        rows: keyword arguments of `evaluate` by any key, with ``score_from="phase2"`` and one pass. All
+            of them share one effective prune_after, so that all score the same tokens.
+
+    Raises:
+        ValueError: the rows do not score the same tokens, or an argument is wrong.
+        UnsupportedModelError: (a ValueError) the model's head cannot be run on its own.
+    """
+    for row in rows.values():
+        for name, only in {"compressor": None, "method": "onepass", "score_from": "phase2"}.items():
+            if row.get(name, only) != only:
+                raise ValueError(f"{name}={row[name]!r}: divergence is measured with {name}={only!r} alone")
+    ids, settings = check_rows(model, input_ids, rows)
+    starts = sorted({setting.start for setting in settings.values()})
+    if len(starts) > 1:
+        raise ValueError(f"the rows have effective prune_after of {starts}: give rows that score the same tokens")
+    ids, plain = check_rows(model, input_ids, {None: {"keep_ratio": 1.0, "prune_after": starts[0], "adjust": False}})
+    prefix_of = onepass.shared_prefixes(model, ids)
+    prefix = prefix_of(plain[None])
+    uncompressed = onepass.final_states(model, ids, plain[None], prefix)
+    head = Head(model)
+    targets = ids[starts[0] + 1 :]
+    table = {}
+    for key, setting in settings.items():
+        states = onepass.final_states(model, ids, setting, prefix)
+        nll, kl, same = compare(head, uncompressed, states, targets)
+        table[key] = Divergence(one_pass_result(nll, setting), kl, same)
+    return table
+
+
+@torch.inference_mode()
+def compare(
+    head: Head, uncompressed: torch.Tensor, states: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss of ``targets`` under ``states``, KL(uncompressed || states), and whether the top token is the same.
+
+    Args:
+        uncompressed, states: final hidden states (tokens, hidden).
+        targets: token ids (tokens,).
+
+    Returns:
+        float64, float64, bool, each (tokens,), on the CPU.
+    """
+    nll, kl, same = [], [], []
+    for ours, theirs, wanted in zip(states.split(BLOCK), uncompressed.split(BLOCK), targets.split(BLOCK), strict=True):
+        log_q, log_p = _log_probabilities(head, ours), _log_probabilities(head, theirs)
+        nll.append(-log_q.gather(-1, wanted.unsqueeze(-1)).squeeze(-1))
+        same.append(log_q.argmax(-1) == log_p.argmax(-1))
+        # p (log p - log q), in place: where p underflows to 0 both logs are finite
+        difference = log_p - log_q
+        kl.append(log_p.exp_().mul_(difference).sum(-1))
+    return torch.cat(nll).double().cpu(), torch.cat(kl).double().cpu(), torch.cat(same).cpu()
+
+
+def _log_probabilities(head: Head, states: torch.Tensor) -> torch.Tensor:
+    logits = head(states)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Over all scored tokens of all texts: KL in nats, and the share of tokens whose top choice stays."""
+
+    mean: float
+    median: float
+    p99: float
+    top1_agreement: float
+
+
+def summary(divergences: Iterable[Divergence]) -> Summary:
+    """Pool the tokens of several texts."""
+    found = list(divergences)
+    if not found:
+        raise ValueError("no divergences: nothing to summarise")
+    kl = torch.cat([one.kl for one in found])
+    same = torch.cat([one.same_top for one in found])
+    median, p99 = torch.quantile(kl, torch.tensor([0.5, 0.99], dtype=kl.dtype)).tolist()
+    return Summary(float(kl.mean()), median, p99, float(same.double().mean()))
