@@ -27,6 +27,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", {**_COMMON, "rotary_pct": 0.25}),  # a quarter of each head rotates, as in Pythia
     "llama": ("LlamaConfig", _GROUPED),
     "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 8}),
+    "qwen3_sliding": (
+        "Qwen3Config",
+        {
+            **_GROUPED,
+            "head_dim": 8,
+            "use_sliding_window": True,
+            "sliding_window": 20,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
 }
 
 

@@ -211,6 +211,17 @@ def test_attention_that_does_not_go_through_the_interface_is_refused():
         model.config.num_hidden_layers = 3
 
 
+def test_a_model_of_which_every_layer_slides_has_nothing_to_compress():
+    import transformers
+
+    config = transformers.MistralConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, sliding_window=9
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"no layer is left to compress: .* sliding-window layers=\[0, 1\]"):
+        evaluate(model, random_ids(60), keep_ratio=0.5)
+
+
 @pytest.mark.parametrize("family", ["Bloom", "Mpt"])
 @pytest.mark.parametrize("method", ["onepass", "stepwise"])
 def test_families_that_ignore_position_ids_are_refused(family, method):

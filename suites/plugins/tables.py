@@ -30,7 +30,7 @@ def show_table(record_property: Callable[[str, object], None]) -> Callable[..., 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     shown = [
         value
-        for outcome in ("passed", "failed")
+        for outcome in ("passed", "failed", "skipped")
         for report in terminalreporter.stats.get(outcome, [])
         for name, value in getattr(report, "user_properties", ())
         if name == _PROPERTY and report.when == "call"

@@ -1,0 +1,187 @@
+"""Who sees whom in one pass: deaths against a walk through the cache, attention against a full mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from knorm_core import eviction_schedule
+from knorm_core.attention import BLOCK, NEVER, mortal_attention
+from knorm_core.counts import Eviction, budget_schedule
+from knorm_core.onepass import death_row, layer_deaths, window_deaths
+from knorm_core.setting import Setting
+
+pytestmark = pytest.mark.fast
+
+
+def walk(ranks, schedule, window):
+    """Deaths, the slow way: hold the cache as a list and take out the highest ranks at each eviction."""
+    deaths, alive, fed = [NEVER] * len(ranks), [], 0
+    for step, before, after in schedule:
+        alive += range(fed, step)
+        fed = step
+        assert len(alive) == before
+        free = sorted((key for key in alive if key < step - window), key=lambda key: -ranks[key])
+        for key in free[: before - after]:
+            deaths[key] = step
+            alive.remove(key)
+    return deaths
+
+
+@settings(max_examples=40)
+@given(st.integers(3, 120), st.integers(1, 60), st.integers(1, 99), st.randoms(use_true_random=False))
+def test_deaths_are_those_of_a_cache_held_as_a_list(seq_len, threshold, percent, random):
+    schedule = eviction_schedule(seq_len, threshold, percent / 100)
+    ranks = random.sample(range(seq_len - 1), seq_len - 1)
+    assert death_row(ranks, schedule) == walk(ranks, schedule, 0)
+
+
+@settings(max_examples=40)
+@given(st.integers(5, 120), st.integers(2, 60), st.integers(0, 59), st.randoms(use_true_random=False))
+def test_the_last_keys_of_the_window_are_protected(seq_len, budget, window, random):
+    assume(window < budget < seq_len - 1)
+    schedule = budget_schedule(seq_len, budget)
+    ranks = random.sample(range(seq_len - 1), seq_len - 1)
+    deaths = death_row(ranks, schedule, window)
+    assert deaths == walk(ranks, schedule, window)
+    assert all(death - key > window for key, death in enumerate(deaths))
+
+
+def test_of_the_keys_then_alive_the_highest_rank_goes():
+    # Rank 3 is not yet fed at the first eviction, rank 2 is gone by the second.
+    assert death_row([0, 2, 1, 3, 4], [Eviction(2, 2, 1), Eviction(4, 3, 2)]) == [NEVER, 2, NEVER, 4, NEVER]
+    # With the last two protected, each eviction takes what is left.
+    assert death_row([0, 1, 2, 3], [Eviction(3, 3, 2), Eviction(4, 3, 2)], window=2) == [3, 4, NEVER, NEVER]
+
+
+def setting(**changes):
+    return Setting(**{"seq_len": 41, "layers": 3, "start": 16, "keep_ratio": 0.5} | changes)
+
+
+def keys_of(length, batch=2, heads=3, seed=0):
+    return torch.randn(batch, heads, length, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_row_and_head_has_the_deaths_of_its_own_ranks():
+    keys = keys_of(40)
+    deaths = layer_deaths(setting(), 1, keys)
+    assert deaths.shape == (2, 3, 40)
+    assert deaths.dtype == torch.int64
+    for row in range(2):
+        for head in range(3):
+            order = keys[row, head].norm(dim=-1).argsort().tolist()
+            ranks = [order.index(key) for key in range(40)]
+            assert deaths[row, head].tolist() == walk(ranks, setting().full_schedule(), 0)
+    assert len({tuple(row) for row in deaths.flatten(0, 1).tolist()}) == 6
+
+
+def test_of_equal_norms_the_later_key_dies_first():
+    [deaths] = layer_deaths(setting(seq_len=18), 0, torch.ones(1, 1, 17, 2))[0].tolist()
+    assert deaths == [NEVER] * 8 + [16] * 8 + [NEVER]
+
+
+def test_positions_and_layer_reach_the_policy():
+    keys = keys_of(40, batch=1)
+    recent = layer_deaths(setting(policy="recent"), 0, keys)
+    assert all(recent[0, head].tolist() == walk(range(40, 0, -1), setting().full_schedule(), 0) for head in range(3))
+    random = setting(policy="random", seed=3)
+    assert not torch.equal(layer_deaths(random, 0, keys), layer_deaths(random, 1, keys))
+    protected = setting(when="fixed_budget", keep_ratio=None, window=5)
+    assert bool((layer_deaths(protected, 0, keys) - torch.arange(40) > 5).all())
+    assert not torch.equal(layer_deaths(protected, 0, keys), layer_deaths(setting(when="fixed_budget"), 0, keys))
+
+
+def test_a_layer_without_evictions_has_no_deaths():
+    keys = keys_of(40)
+    assert layer_deaths(setting(skip_layers=frozenset({2})), 2, keys) is None
+    assert layer_deaths(setting(keep_ratio=1.0), 0, keys) is None
+    assert window_deaths(setting(), 0, keys) is None
+
+
+@pytest.mark.parametrize(("window", "slides"), [(39, True), (40, False), (41, False)])
+def test_a_sliding_layer_forgets_each_key_after_its_window(window, slides):
+    keys, sliding = keys_of(40), setting(sliding={1: window})
+    for deaths in (window_deaths(sliding, 1, keys), layer_deaths(sliding, 1, keys)):
+        if slides:
+            assert torch.equal(deaths, (torch.arange(40) + window).expand(2, 3, 40))
+        else:
+            assert deaths is None
+    assert window_deaths(sliding, 0, keys) is None
+    assert layer_deaths(sliding, 0, keys) is not None
+
+
+# --- attention
+
+
+def dense(query, key, value, deaths, scale, softcap):
+    """One softmax over every key, with a mask of (head, query, key)."""
+    heads, kv_heads, length = query.shape[1], key.shape[1], key.shape[2]
+    key, value = (tensor.repeat_interleave(heads // kv_heads, dim=1) for tensor in (key, value))
+    born = torch.arange(length)
+    fed = torch.arange(length - query.shape[2], length).view(-1, 1)
+    seen = born <= fed
+    if deaths is not None:
+        seen = seen & (deaths.repeat_interleave(heads // kv_heads, dim=1).unsqueeze(-2) > fed)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ value
+
+
+@settings(max_examples=15)
+@given(
+    length=st.sampled_from([1, 2, 40, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 300]),
+    fed=st.integers(0, 300),
+    start=st.integers(1, 200),
+    percent=st.sampled_from([100, 90, 50, 10]),
+    grouped=st.booleans(),
+    scale=st.sampled_from([None, 0.3]),
+    softcap=st.sampled_from([None, 2.0]),
+    seed=st.integers(0, 99),
+)
+@example(length=300, fed=0, start=100, percent=50, grouped=True, scale=None, softcap=None, seed=0)
+@example(length=300, fed=0, start=100, percent=50, grouped=True, scale=None, softcap=2.0, seed=0)
+@example(length=300, fed=0, start=100, percent=50, grouped=True, scale=0.3, softcap=2.0, seed=0)
+@example(length=300, fed=120, start=100, percent=90, grouped=False, scale=0.3, softcap=None, seed=0)
+@example(length=300, fed=120, start=100, percent=100, grouped=True, scale=None, softcap=2.0, seed=0)
+@example(length=300, fed=0, start=250, percent=50, grouped=True, scale=0.3, softcap=None, seed=0)
+@example(length=300, fed=0, start=100, percent=100, grouped=True, scale=0.3, softcap=None, seed=0)
+@example(length=40, fed=0, start=40, percent=50, grouped=True, scale=None, softcap=None, seed=0)
+@example(length=40, fed=0, start=1, percent=50, grouped=True, scale=None, softcap=None, seed=0)
+@example(length=2, fed=0, start=200, percent=50, grouped=False, scale=None, softcap=None, seed=0)
+def test_attention_is_that_of_a_full_mask(length, fed, start, percent, grouped, scale, softcap, seed):
+    generator = torch.Generator().manual_seed(seed)
+    batch, kv_heads, width, value_width = 2, 2, 4, 6
+    heads = kv_heads * (3 if grouped else 1)
+    queries = max(1, length - fed)
+    query, key, value = (
+        torch.randn(batch, h, n, w, generator=generator, dtype=torch.float64) * 2
+        for h, n, w in [(heads, queries, width), (kv_heads, length, width), (kv_heads, length, value_width)]
+    )
+    schedule = eviction_schedule(length + 1, start, percent / 100)
+    deaths = None
+    if schedule:
+        ranks = torch.rand(batch, kv_heads, length, generator=generator).argsort(-1)
+        deaths = torch.tensor([death_row(row, schedule) for row in ranks.flatten(0, 1).tolist()]).view(ranks.shape)
+    out = mortal_attention(query, key, value, deaths, immortal_until=start, scale=scale, softcap=softcap)
+    assert out.shape == (batch, heads, queries, value_width)
+    torch.testing.assert_close(out, dense(query, key, value, deaths, scale, softcap), rtol=0, atol=1e-12)
+
+
+def test_where_keys_die_from_the_start_nothing_is_taken_for_immortal():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 200, 4, generator=generator, dtype=torch.float64) for _ in "qkv")
+    deaths = (torch.arange(200) + 30).expand(1, 2, 200)
+    torch.testing.assert_close(
+        mortal_attention(query, key, value, deaths), dense(query, key, value, deaths, None, None), rtol=0, atol=1e-12
+    )
+
+
+def test_immortal_until_beyond_the_text_is_the_whole_text():
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(1, 2, 20, 4, generator=generator, dtype=torch.float64) for _ in "qkv")
+    deaths = torch.full((1, 2, 20), NEVER)
+    out = mortal_attention(query, key, value, deaths, immortal_until=99)
+    torch.testing.assert_close(out, dense(query, key, value, None, None, None), rtol=0, atol=1e-12)
