@@ -11,6 +11,9 @@ A sliding window is the same thing with ``death[j] = j + window``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -66,6 +69,45 @@ def mortal_attention(
         last = min(first + BLOCK, length)
         parts.append(_block(query[:, :, first - start : last - start], key, value, deaths, first, last, scale, softcap))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def moving_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    deaths: torch.Tensor,
+    steps: Sequence[int],
+    move: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """As `mortal_attention`, with survivors that change at every eviction; a segment at a time.
+
+    Args:
+        steps: when keys die, ascending; between two of them nothing changes.
+        move: survivors (batch, kv_heads, kept, head_dim) and the indices they were born with
+            (batch, kv_heads, kept) to what they are from this eviction to the next.
+    """
+    length = key.shape[2]
+    start = length - query.shape[2]
+    parts = []
+    if start < steps[0]:
+        plain = slice(None, steps[0])
+        queries = query[:, :, : steps[0] - start]
+        parts.append(
+            mortal_attention(queries, key[:, :, plain], value[:, :, plain], None, scale=scale, softcap=softcap)
+        )
+    for first, last in pairwise([*steps, length]):
+        if last <= start:
+            continue
+        assert first >= start, "a pass begins at an eviction or before the first"
+        alive = (deaths[..., :first] > first).nonzero()[:, -1].view(*key.shape[:2], -1)
+        keys = torch.cat([move(take(key, alive), alive), key[:, :, first:last]], dim=2)
+        values = torch.cat([take(value, alive), value[:, :, first:last]], dim=2)
+        queries = query[:, :, first - start : last - start]
+        parts.append(mortal_attention(queries, keys, values, None, scale=scale, softcap=softcap))
+    return torch.cat(parts, dim=2)
 
 
 def _block(

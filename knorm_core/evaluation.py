@@ -14,6 +14,7 @@ from torch import nn
 
 from knorm_core import onepass, stepwise
 from knorm_core.counts import Eviction, cache_lengths
+from knorm_core.rotation import check_rotation, rotary_frequencies
 from knorm_core.scoring import check_positions_are_used
 from knorm_core.setting import NoEvictionError, Setting, asked_to_compress, check_setting
 
@@ -113,7 +114,8 @@ def evaluate(
         keep_ratio: share of keys that an eviction keeps, in (0, 1]; 1 never evicts.
         prune_after: cache length in tokens from which a layer is compressed.
         positions: "absolute" feeds token i with position i; "cache" with the length of layer 0's cache,
-            as transformers does when nobody passes positions.
+            as transformers does when nobody passes positions; "rerotated" the same, with the survivors of
+            every eviction rotated to positions 0 … k-1 (see `knorm_core.rotation`).
         policy: which keys stay; see `knorm_core.policies.POLICIES`.
         compressor: a callable with the signature of `l2_compress`, in place of a policy; it implies
             ``method="stepwise"``.
@@ -153,7 +155,7 @@ def evaluate(
     if compressor is None:
         # Our own evictions are known in advance, so an evaluation without any is refused before it runs.
         _check_evictions(setting, [setting.schedule(layer) for layer in range(setting.layers)], allow_no_eviction)
-    check_positions_are_used(model)
+    _check_positions(model, [setting])
     if compressor is None and method == "onepass":
         return _one_pass(model, ids, setting)
     nll, evictions = stepwise.run(model, ids, setting, compressor)
@@ -235,7 +237,7 @@ def check_rows(
         )
     if not settings:
         raise ValueError("no rows: there is nothing to evaluate")
-    check_positions_are_used(model)
+    _check_positions(model, settings.values())
     return ids, settings
 
 
@@ -257,6 +259,13 @@ def _result(nll: torch.Tensor, setting: Setting, evictions: tuple[tuple[Eviction
             f"the loss of token {token} is {float(nll[token - setting.first_scored])}: the model overflows"
         )
     return Evaluation(nll, setting.start, setting.seq_len, evictions, tuple(sorted(setting.sliding)))
+
+
+def _check_positions(model: nn.Module, settings: Iterable[Setting]) -> None:
+    """Refuse a model that cannot be fed, or moved to, the positions that are asked for."""
+    if any(setting.positions == "rerotated" for setting in settings):
+        check_rotation(model, rotary_frequencies(model))
+    check_positions_are_used(model)
 
 
 def _check_evictions(setting: Setting, evictions: Sequence[Sequence[Eviction]], allowed: bool) -> None:

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core.attention import NEVER, mortal_attention
+from knorm_core.attention import NEVER, mortal_attention, moving_attention
 from knorm_core.counts import Eviction
 from knorm_core.head import last_states
+from knorm_core.rotation import rotary_frequencies, rotate
 from knorm_core.scoring import last_logits, private_copy, token_nll
 from knorm_core.setting import Setting, UnsupportedModelError
 
@@ -39,6 +40,8 @@ class _Walk:
     # (layer, keys) -> deaths of the keys, or None where nothing is evicted
     deaths: Callable[[int, torch.Tensor], torch.Tensor | None]
     phase_1: int
+    steps: Sequence[int] = ()  # of all evictions, where survivors move
+    move: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # as `moving_attention` has it
     prior: Sequence[Pair] | None = None  # keys and values of the tokens before this pass, per layer
     keep: bool = False  # whether to hand this pass's keys and values on
     seen: list[int] = field(default_factory=list)
@@ -121,6 +124,9 @@ def _feed(
         phase_1=min(setting.start, setting.seq_len - 1),
         prior=prefix.pairs if prefix else None,
     )
+    if setting.positions == "rerotated":
+        walk.steps = [eviction.step for eviction in setting.full_schedule()]
+        walk.move = _to_the_front(setting.fed_positions().to(input_ids.device), rotary_frequencies(model))
     start = prefix.length if prefix else 0
     with _walking(walk):
         return read(private_copy(model, ATTENTION), input_ids[start:-1], setting.fed_positions()[start:])
@@ -138,6 +144,15 @@ def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> 
         logits = last_logits(model, fed, setting.fed_positions()[:length], length if scored else 1)
     nll = token_nll(logits, input_ids[1 : length + 1]) if scored else torch.zeros(0, dtype=torch.float64)
     return Prefix(tuple(walk.kept), length, nll)
+
+
+def _to_the_front(fed: torch.Tensor, frequencies: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Rotate survivors from the positions they were fed with to 0 … kept-1."""
+
+    def move(keys: torch.Tensor, born: torch.Tensor) -> torch.Tensor:
+        return rotate(keys, torch.arange(born.shape[-1], device=born.device) - fed[born], frequencies)
+
+    return move
 
 
 def shared_prefixes(model: nn.Module, input_ids: torch.Tensor) -> Callable[[Setting], Prefix]:
@@ -222,6 +237,9 @@ def _attention_forward(
         past_key, past_value = walk.prior[layer]
         key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
     deaths = walk.deaths(layer, key)
+    if walk.move is not None and deaths is not None:
+        out = moving_attention(query, key, value, deaths, walk.steps, walk.move, scale=scaling, softcap=softcap)
+        return out.transpose(1, 2).contiguous(), None
     window = others.get("sliding_window")
     out = mortal_attention(
         query,

@@ -24,7 +24,7 @@ from knorm_core.counts import (
 )
 from knorm_core.policies import POLICIES, key_scores
 
-POSITIONS = ("absolute", "cache")
+POSITIONS = ("absolute", "cache", "rerotated")
 METHODS = ("onepass", "stepwise")
 SCORE_FROM = ("phase2", "start")
 
@@ -82,9 +82,10 @@ class Setting:
         """Position of every fed token, int64 (seq_len - 1,).
 
         "cache" is what transformers derives when nobody passes positions: the length of layer 0's cache.
+        "rerotated" feeds the same ones, and moves the survivors so that they are right.
         """
         positions = torch.arange(self.seq_len - 1)
-        if self.positions == "cache":
+        if self.positions != "absolute":
             for step, before, after in self.schedule(0):
                 positions[step:] -= before - after
         return positions
@@ -151,6 +152,8 @@ def check_setting(
         seed=seed,
         first_scored=first_scored,
     )
+    if positions == "rerotated":
+        _check_rerotated(setting, compressor)
     if len(setting.skip_layers | setting.sliding.keys()) == layers:
         raise ValueError(
             f"no layer is left to compress: skip_layers={sorted(setting.skip_layers)}, "
@@ -211,6 +214,22 @@ def _check_budget(keep_ratio: Any, budget: Any, window: Any, compressor: Any) ->
     if window >= budget:
         raise ValueError(f"window={window} has to be below budget={budget}: something must be free to go")
     return int(budget)
+
+
+def _check_rerotated(setting: Setting, compressor: Any) -> None:
+    # Survivors move to 0 … k-1 and the next token follows them: only with one k for all layers is there one next.
+    if compressor is not None:
+        raise ValueError("compressor does not go with positions='rerotated': it does not say who survived")
+    if setting.skip_layers:
+        raise ValueError(
+            f"skip_layers={sorted(setting.skip_layers)} does not go with positions='rerotated': layers of unequal "
+            f"length have no position in common for the next token"
+        )
+    if setting.sliding:
+        raise UnsupportedModelError(
+            f"positions='rerotated' needs layers of equal length, and layers {sorted(setting.sliding)} have a "
+            f"sliding window: use 'absolute'"
+        )
 
 
 def asked_to_compress(keep_ratio: float | None) -> bool:

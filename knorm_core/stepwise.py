@@ -15,6 +15,7 @@ from torch import nn
 from knorm_core.compress import read_layers, take, with_layers
 from knorm_core.counts import Eviction, kept_count
 from knorm_core.policies import survivors
+from knorm_core.rotation import rotary_frequencies, rotate
 from knorm_core.scoring import private_copy, token_nll
 from knorm_core.setting import Setting
 
@@ -38,7 +39,8 @@ def run(
 
     model = private_copy(model, "sdpa")
     cache = DynamicCache(config=model.config) if setting.sliding else DynamicCache()
-    compress = _with_callable(compressor, setting) if compressor else _Policy(setting)
+    frequencies = rotary_frequencies(model) if setting.positions == "rerotated" else None
+    compress = _with_callable(compressor, setting) if compressor else _Policy(setting, frequencies)
     evictions: list[list[Eviction]] = [[] for _ in range(setting.layers)]
     losses = []
     for step in range(setting.seq_len - 1):
@@ -49,7 +51,7 @@ def run(
             for layer, (old, new) in enumerate(zip(before, _lengths(cache), strict=True)):
                 if new != old:
                     evictions[layer].append(Eviction(step, old, new))
-        position = _lengths(cache)[0] if setting.positions == "cache" and step else step
+        position = _lengths(cache)[0] if setting.positions != "absolute" and step else step
         logits = model(
             input_ids=input_ids[None, step : step + 1],
             position_ids=torch.tensor([[position]], device=input_ids.device),
@@ -62,11 +64,18 @@ def run(
 
 
 class _Policy:
-    """Compression by one of our policies, which need to know the true position of every cached key."""
+    """Compression by one of our policies, which need to know the true position of every cached key.
 
-    def __init__(self, setting: Setting) -> None:
+    A key is scored once, as it was first cached: a policy's score never changes, and where survivors are
+    rotated to new positions (``frequencies``), the last bit of their norm must not either.
+    """
+
+    def __init__(self, setting: Setting, frequencies: torch.Tensor | None = None) -> None:
         self.setting = setting
-        self.positions: dict[int, torch.Tensor] = {}  # layer -> (batch, kv_heads, length)
+        self.frequencies = frequencies
+        # layer -> (batch, kv_heads, length)
+        self.positions: dict[int, torch.Tensor] = {}
+        self.scores: dict[int, torch.Tensor] = {}
         self.fed_until = 0
 
     def __call__(self, cache: DynamicCache, step: int) -> DynamicCache:
@@ -76,8 +85,9 @@ class _Policy:
         for layer in full:
             keys = cache.layers[layer].keys
             new = torch.arange(self.fed_until, step, device=keys.device).expand(*keys.shape[:2], -1)
-            old = self.positions.get(layer, new[..., :0])
-            self.positions[layer] = torch.cat([old, new], dim=-1)
+            scores = setting.scores(layer, keys[:, :, keys.shape[2] - new.shape[-1] :], new)
+            self.positions[layer] = torch.cat([self.positions.get(layer, new[..., :0]), new], dim=-1)
+            self.scores[layer] = torch.cat([self.scores.get(layer, scores[..., :0]), scores], dim=-1)
         self.fed_until = step
         pairs = [(layer.keys, layer.values) for layer in cache.layers]
         compressed = [
@@ -95,13 +105,18 @@ class _Policy:
         kept = length - 1 if setting.keep_ratio is None else kept_count(length, setting.keep_ratio)
         if kept == length:
             return keys, values
-        scores = setting.scores(layer, keys, positions)
+        scores = self.scores[layer]
         if setting.window:
             lowest = torch.iinfo(scores.dtype).min if not scores.is_floating_point() else -torch.inf
             scores = scores.masked_fill(positions >= step - setting.window, lowest)
         index = survivors(scores, kept)
         self.positions[layer] = positions.gather(-1, index)
-        return take(keys, index), take(values, index)
+        self.scores[layer] = self.scores[layer].gather(-1, index)
+        keys, values = take(keys, index), take(values, index)
+        if self.frequencies is not None:
+            # Since the last eviction a key's position has been its index in the cache; now it is again.
+            keys = rotate(keys, torch.arange(kept, device=keys.device) - index, self.frequencies)
+        return keys, values
 
 
 def _with_callable(compressor: Callable[..., Any], setting: Setting) -> Callable[[Any, int], Any]:
