@@ -59,41 +59,40 @@ def divergence(
     if len(starts) > 1:
         raise ValueError(f"the rows have effective prune_after of {starts}: give rows that score the same tokens")
     ids, plain = check_rows(model, input_ids, {None: {"keep_ratio": 1.0, "prune_after": starts[0], "adjust": False}})
-    prefix_of = onepass.shared_prefixes(model, ids)
-    prefix = prefix_of(plain[None])
+    prefix = onepass.feed_prefix(model, ids, plain[None])
     uncompressed = onepass.final_states(model, ids, plain[None], prefix)
-    head = Head(model)
-    targets = ids[starts[0] + 1 :]
-    table = {}
-    for key, setting in settings.items():
-        states = onepass.final_states(model, ids, setting, prefix)
-        nll, kl, same = compare(head, uncompressed, states, targets)
-        table[key] = Divergence(one_pass_result(nll, setting), kl, same)
-    return table
+    states = {key: onepass.final_states(model, ids, setting, prefix) for key, setting in settings.items()}
+    found = compare(Head(model), uncompressed, states, ids[starts[0] + 1 :])
+    return {key: Divergence(one_pass_result(found[key][0], settings[key]), *found[key][1:]) for key in settings}
 
 
 @torch.inference_mode()
 def compare(
-    head: Head, uncompressed: torch.Tensor, states: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss of ``targets`` under ``states``, KL(uncompressed || states), and whether the top token is the same.
+    head: Head, uncompressed: torch.Tensor, states: Mapping[Key, torch.Tensor], targets: torch.Tensor
+) -> dict[Key, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Per row: loss of ``targets``, KL(uncompressed || row), and whether the top token is the same.
 
     Args:
-        uncompressed, states: final hidden states (tokens, hidden).
+        uncompressed: final hidden states (tokens, hidden).
+        states: of every row, shaped alike.
         targets: token ids (tokens,).
 
     Returns:
         float64, float64, bool, each (tokens,), on the CPU.
     """
-    nll, kl, same = [], [], []
-    for ours, theirs, wanted in zip(states.split(BLOCK), uncompressed.split(BLOCK), targets.split(BLOCK), strict=True):
-        log_q, log_p = _log_probabilities(head, ours), _log_probabilities(head, theirs)
-        nll.append(-log_q.gather(-1, wanted.unsqueeze(-1)).squeeze(-1))
-        same.append(log_q.argmax(-1) == log_p.argmax(-1))
-        # p (log p - log q), in place: where p underflows to 0 both logs are finite
-        difference = log_p - log_q
-        kl.append(log_p.exp_().mul_(difference).sum(-1))
-    return torch.cat(nll).double().cpu(), torch.cat(kl).double().cpu(), torch.cat(same).cpu()
+    found: dict[Key, list[tuple[torch.Tensor, ...]]] = {key: [] for key in states}
+    for first in range(0, len(targets), BLOCK):
+        block = slice(first, first + BLOCK)
+        log_p = _log_probabilities(head, uncompressed[block])
+        p, top = log_p.exp(), log_p.argmax(-1)
+        for key, row in states.items():
+            log_q = _log_probabilities(head, row[block])
+            nll = -log_q.gather(-1, targets[block].unsqueeze(-1)).squeeze(-1)
+            same = log_q.argmax(-1) == top
+            # p · (log p - log q), in place of log q; where p underflows to 0 both logs are finite
+            kl = log_q.neg_().add_(log_p).mul_(p).sum(-1)
+            found[key].append((nll.double().cpu(), kl.double().cpu(), same.cpu()))
+    return {key: tuple(map(torch.cat, zip(*blocks, strict=True))) for key, blocks in found.items()}  # type: ignore[misc]
 
 
 def _log_probabilities(head: Head, states: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,70 @@
+"""The controls without which a perplexity under compression says little: other choices of who survives.
+
+If keeping the lowest norms is no better than keeping keys at random, the norm explains nothing; if a
+sliding window with four sinks is better still, the norm is not worth computing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from knorm_core.evaluation import Evaluation, perplexity
+from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
+
+POLICIES = ("low_norm", "high_norm", "random", "recent", "sink_recent")
+SEEDS = (0, 1, 2, 3, 4)
+
+
+class Row(NamedTuple):
+    """What tells one row of the table from another."""
+
+    policy: str
+    keep_ratio: float
+    positions: str = "absolute"
+    seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `evaluate`."""
+        return self._asdict()
+
+
+UNCOMPRESSED = Row("low_norm", 1.0)
+
+
+def control_rows(
+    keep_ratios: Iterable[float], policies: Iterable[str] = POLICIES, seeds: Sequence[int] = SEEDS
+) -> list[Row]:
+    """Every policy at every keep ratio, `random` once per seed, and the uncompressed row first."""
+    ratios = list(keep_ratios)
+    return [UNCOMPRESSED] + [
+        Row(policy, ratio, seed=seed)
+        for policy in policies
+        for ratio in ratios
+        for seed in (seeds if policy == "random" else (0,))
+    ]
+
+
+def pooled(evaluations: Sequence[Evaluation], uncompressed: Sequence[Evaluation]) -> dict[str, float]:
+    """Perplexity over all texts, its ratio to the uncompressed one with an interval, and the memory behind it."""
+    interval = perplexity_ratio(evaluations, uncompressed)
+    return {
+        "ppl": perplexity(evaluations),
+        "ratio": interval.ratio,
+        "ratio_low": interval.low,
+        "ratio_high": interval.high,
+        "mean_cache": fmean(evaluation.mean_cache for evaluation in evaluations),
+        "peak_cache": max(evaluation.peak_cache for evaluation in evaluations),
+    }
+
+
+def over_seeds(tables: Sequence[dict[Row, Evaluation]], ratio: float) -> list[list[Evaluation]]:
+    """The evaluations of ``random`` at one keep ratio: one list over texts per seed."""
+    seeds = sorted({row.seed for row in tables[0] if row.policy == "random"})
+    return [[table[Row("random", ratio, seed=seed)] for table in tables] for seed in seeds]
+
+
+def shown_change(interval: RatioInterval) -> dict[str, str]:
+    """The two columns that a person reads."""
+    return {"change": f"{interval.ratio - 1:+.1%}", "95 % interval": str(interval)}

@@ -1,0 +1,141 @@
+"""Passkey retrieval and needle in a haystack: is what was read long ago still there after compression?
+
+A prompt is filler text with one sentence hidden in it at some depth, and a question at the end that only
+this sentence answers. The answer counts when greedy decoding would give exactly its tokens; that is the
+same as every one of them being the model's first choice when the ones before it are fed, so a single
+teacher-forced pass decides it.
+
+Two ways to compress:
+
+- ``after_prefill``: phase 1 is the haystack, everything before the question. It is compressed once, before
+  the question's first token is fed, as kvpress does it: what is evicted is decided without the question,
+  and the question's own keys all stay.
+- ``every_step``: from ``prune_after`` cached tokens on, wherever in the prompt that is, and through the
+  question and the answer, as the core's evaluation does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from knorm_core import onepass
+from knorm_core.counts import check_int
+from knorm_core.evaluation import Key, check_rows
+from knorm_core.head import Head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Task(NamedTuple):
+    """A sentence to hide, the question that it answers, and the answer, which continues the question."""
+
+    needle: str
+    question: str
+    answer: str
+
+
+class Prompt(NamedTuple):
+    """Token ids (n,) of haystack, question and answer; ``haystack`` and ``answer`` count tokens."""
+
+    input_ids: torch.Tensor
+    haystack: int
+    answer: int
+
+
+def passkey_task(key: int) -> Task:
+    """The sentence of the paper's passkey script with a 5-digit key.
+
+    >>> passkey_task(48213).question
+    '\\n\\nWhat is the pass key? The pass key is'
+    """
+    if not 10_000 <= check_int("key", key, 0) <= 99_999:
+        raise ValueError(f"key={key!r} is not a number of five digits")
+    sentence = f" The pass key is {key}. Remember it. {key} is the pass key."
+    return Task(sentence, "\n\nWhat is the pass key? The pass key is", f" {key}")
+
+
+def needle_task() -> Task:
+    """A statement that no other sentence of the haystack suggests."""
+    return Task(
+        " The best thing to do in San Francisco is to eat a sandwich in Dolores Park on a sunny day.",
+        "\n\nWhat is the best thing to do in San Francisco? The best thing to do in San Francisco is",
+        " to eat a sandwich in Dolores Park",
+    )
+
+
+def passkeys(count: int, seed: int = 0) -> list[tuple[int, float]]:
+    """``count`` different keys of five digits, and a depth for each, spread evenly from 0 to 1.
+
+    >>> [depth for _, depth in passkeys(3)]
+    [0.0, 0.5, 1.0]
+    """
+    keys = np.random.default_rng(seed).choice(90_000, size=check_int("count", count, 1), replace=False) + 10_000
+    depths = np.linspace(0, 1, count) if count > 1 else [0.5]
+    return [(int(key), float(depth)) for key, depth in zip(keys, depths, strict=True)]
+
+
+def hide(tokenizer: PreTrainedTokenizerBase, filler: str, task: Task, context: int, depth: float) -> Prompt:
+    """A prompt of ``context`` tokens (haystack and question) with the needle at ``depth``, then the answer.
+
+    Args:
+        tokenizer: of the model that is to read it.
+        filler: prose, long enough.
+        task: what to hide and to ask.
+        context: tokens before the answer.
+        depth: 0 hides the needle before the first sentence, 1 after the last full one.
+
+    Raises:
+        ValueError: the filler is too short, the context too short for needle and question, or the depth
+            outside [0, 1].
+    """
+
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    if not 0 <= depth <= 1:
+        raise ValueError(f"depth={depth!r} is outside [0, 1]")
+    needle, question, answer = map(tokens, task)
+    room = check_int("context", context, 1) - len(needle) - len(question)
+    hay = tokens(filler)
+    if room < 1:
+        raise ValueError(f"context={context} has no room for a needle of {len(needle)} and {len(question)} of question")
+    if len(hay) < room:
+        raise ValueError(f"filler has {len(hay)} tokens; a context of {context} takes {room}")
+    hay = hay[:room]
+    ends = [0] + [i + 1 for i, token in enumerate(hay) if tokenizer.decode([token]).rstrip().endswith((".", "?", "!"))]
+    place = min(ends, key=lambda end: abs(end - depth * room))
+    ids = hay[:place] + needle + hay[place:] + question + answer
+    return Prompt(torch.tensor(ids), room + len(needle), len(answer))
+
+
+def recalled(model: nn.Module, prompt: Prompt, rows: Mapping[Key, Mapping[str, Any]]) -> dict[Key, bool]:
+    """Whether greedy decoding gives exactly the answer, for every row of arguments of `evaluate`.
+
+    Rows with ``when="after_prefill"`` take no ``prune_after``: phase 1 is the haystack. Phase 1 is fed once
+    for all rows that share it.
+    """
+    arguments = {}
+    for key, row in rows.items():
+        if row.get("when") == "after_prefill":
+            if "prune_after" in row:
+                raise ValueError(f"prune_after={row['prune_after']!r}: after prefill, the haystack is compressed whole")
+            arguments[key] = {**row, "prune_after": prompt.haystack, "adjust": False}
+        else:
+            arguments[key] = {**row, "adjust": False}
+    ids, settings = check_rows(model, prompt.input_ids, arguments)
+    wanted = ids[-prompt.answer :]
+    head = Head(model)
+    prefix_of = onepass.shared_prefixes(model, ids)
+    found = {}
+    for key, setting in settings.items():
+        if len(ids) - 1 - setting.start < prompt.answer:
+            raise ValueError(f"prune_after={setting.start} lies within the answer, which ends at token {len(ids)}")
+        states = onepass.final_states(model, ids, setting, prefix_of(setting), count=prompt.answer)
+        found[key] = bool((head(states).argmax(-1) == wanted).all())
+    return found

@@ -1,0 +1,44 @@
+"""What the experiments share: texts short enough for a processor, baselines, and where claims are made."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from suites.plugins.inputs import made_from
+
+# Tokens and number of texts: 255 scored tokens each at prune_after 256.
+TEXTS = {"embedded-articles": (512, 2), "embedded-narrative": (512, 1)}
+
+
+@pytest.fixture(scope="session")
+def short_texts(language_model, texts_of):
+    """``short_texts(text_set)``: the first texts of a set, cut to what an experiment can afford."""
+    return lambda text_set: texts_of(language_model, text_set, *TEXTS[text_set])
+
+
+@pytest.fixture
+def check_rows(language_model, golden, request):
+    """``check_rows(name, rows, key, texts, **settings)``: against the baseline, where numbers are float64."""
+
+    def check(name, rows, key, texts, *, rtol=1e-6, atol=0.0, **settings):
+        if request.config.getoption("knorm_dtype") != "float64":
+            pytest.skip("baselines are float64: the table is shown at the end and not compared")
+        source = made_from(language_model, texts, **settings)
+        golden.check(f"{language_model.slug}/{name}", rows, key=key, made_from=source, rtol=rtol, atol=atol)
+
+    return check
+
+
+@pytest.fixture
+def claims(language_model, request):
+    """Statements about numbers are made for the embedded model in float64; elsewhere tables are only shown."""
+    if language_model.name != "smollm2-135m" or request.config.getoption("knorm_dtype") != "float64":
+        pytest.skip("what holds is stated for the embedded model in float64")
+
+
+@pytest.fixture(scope="session")
+def once_per_session():
+    """Decorator for a function of hashable arguments that several tests call."""
+    return functools.cache

@@ -1,0 +1,133 @@
+"""Key norm against later attention: the measures against scipy and by hand, the embedded model head by head.
+
+Two forward passes of 512 tokens with eager attention: 15 CPU-seconds in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import fmean
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knorm_core.experiments.norm_attention import alr, alr_random, observe, spearman
+from suites.families import random_ids, tiny_model
+
+rows = st.integers(0, 10**6).map(lambda seed: np.random.default_rng(seed))
+
+
+@pytest.mark.fast
+@given(rng=rows, levels=st.integers(2, 50))
+def test_spearman_is_scipys(rng, levels):
+    one, other = rng.integers(levels, size=(4, 30)) + 0.5, rng.normal(size=(4, 30))
+    one[:, 0] = -1  # never constant
+    expected = [scipy.stats.spearmanr(a, b).statistic for a, b in zip(one, other, strict=True)]
+    np.testing.assert_allclose(spearman(one, other), expected, atol=1e-12)
+
+
+@pytest.mark.fast
+def test_alr_by_hand():
+    attention = np.array([[0.1, 0.4, 0.2]])
+    norms = np.array([[3.0, 2.0, 1.0]])  # dropped in this order: 0.1, 0.5, 0.7; by attention: 0.1, 0.3, 0.7
+    np.testing.assert_allclose(alr(norms, attention), [0.2])
+    # random: 0.7 (1/3 + 2/3 + 1) = 1.4, by attention 1.1
+    np.testing.assert_allclose(alr_random(attention), [0.3])
+
+
+@pytest.mark.fast
+@given(rng=rows)
+def test_alr_is_nothing_for_the_ideal_order_and_no_more_than_the_opposite(rng):
+    attention = rng.random((3, 40))
+    np.testing.assert_allclose(alr(-attention, attention), 0, atol=1e-12)
+    worst = alr(attention, attention)
+    assert (alr(rng.random((3, 40)), attention) <= worst + 1e-12).all()
+    orders = [alr(rng.random((3, 40)), attention) for _ in range(300)]
+    np.testing.assert_allclose(np.mean(orders, axis=0), alr_random(attention), rtol=0.15)
+    # the ideal and the opposite order are mirror images about the random one
+    np.testing.assert_allclose(worst, 2 * alr_random(attention))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "qwen3"])
+def test_it_reads_the_models_own_maps_and_keys(family):
+    import torch
+    from transformers import DynamicCache
+
+    model, ids = tiny_model(family), random_ids(80)
+    found = observe(model, ids)
+    cache = DynamicCache()
+    model.config._attn_implementation = "eager"
+    try:
+        with torch.inference_mode():
+            maps = model(ids[None], past_key_values=cache, output_attentions=True).attentions
+    finally:
+        model.config._attn_implementation = "sdpa"
+    heads, kv_heads = maps[0].shape[1], cache.layers[0].keys.shape[1]
+    assert [(one.layer, one.head) for one in found] == [(layer, head) for layer in range(3) for head in range(heads)]
+    for one in found:
+        assert one.kv_head == one.head // (heads // kv_heads)
+        norms = cache.layers[one.layer].keys[0, one.kv_head, :40].norm(dim=-1)
+        received = maps[one.layer][0, one.head, 40:, :40].mean(dim=0)
+        assert one.spearman == pytest.approx(scipy.stats.spearmanr(norms, received).statistic, abs=0.01)
+
+
+@pytest.mark.fast
+def test_too_short_a_text_is_refused():
+    with pytest.raises(ValueError, match="33 tokens; a text needs at least 34"):
+        observe(tiny_model("llama"), random_ids(33))
+
+
+texts = pytest.mark.parametrize(
+    "text_set",
+    [
+        pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"controls {name}")])
+        for name in ("embedded-articles", "embedded-narrative")
+    ],
+)
+
+# Layers of the embedded model in which norm and later attention do not go together, on average over heads.
+NOT_HOLDING: dict[str, set[int]] = {}
+
+
+@texts
+def test_heads_match_the_baseline(text_set, language_model, short_texts, check_rows, show_table, request):
+    text = short_texts(text_set)[0]
+    found = observe(language_model.model, text.input_ids)
+    layers = sorted({one.layer for one in found})
+    by_layer = {layer: [one for one in found if one.layer == layer] for layer in layers}
+    worse = [one for one in found if one.alr >= one.alr_random]
+    show_table(
+        f"key norm against later attention, {text_set}, 512 tokens",
+        [
+            {
+                "layer": layer,
+                "mean Spearman": f"{fmean(one.spearman for one in heads):+.3f}",
+                "heads where it holds": f"{sum(one.holds for one in heads)} of {len(heads)}",
+                "ALr": f"{fmean(one.alr for one in heads):.2f}",
+                "ALr of a random order": f"{fmean(one.alr_random for one in heads):.2f}",
+            }
+            for layer, heads in by_layer.items()
+        ],
+        f"Spearman over all heads: mean {fmean(one.spearman for one in found):+.3f}, negative in "
+        f"{fmean(one.holds for one in found):.0%} of {len(found)} heads (the paper: low norm, high attention).",
+        f"Does not hold in layers {sorted(not_holding(found))} on average; dropping by norm loses more attention than "
+        f"dropping at random in {len(worse)} heads, in layers {sorted({one.layer for one in worse})}.",
+    )
+    # Eager attention computes its softmax in float32, so near ties of attention may change ranks.
+    rows = [asdict(one) for one in found]
+    check_rows(f"{text_set}/norm-attention", rows, ["layer", "head"], [text], rtol=1e-4, atol=1e-4, tokens=512)
+
+
+@texts
+def test_the_layers_where_it_does_not_hold_are_these(text_set, language_model, short_texts, claims):
+    found = observe(language_model.model, short_texts(text_set)[0].input_ids)
+    assert not_holding(found) == NOT_HOLDING[text_set]
+
+
+def not_holding(found):
+    layers = {one.layer for one in found}
+    return {layer for layer in layers if fmean(one.spearman for one in found if one.layer == layer) >= 0}
