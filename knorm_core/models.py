@@ -75,21 +75,28 @@ def load_model(
 
 def model_folder(name: str | os.PathLike[str]) -> Path:
     """The local folder with a model's safetensors, converting or downloading it where needed."""
+    check_model_name(name)
     if name == EMBEDDED:
         return convert_embedded()
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else _download(str(name))
+
+
+def check_model_name(name: str | os.PathLike[str]) -> None:
+    """Raise a ModelNotFoundError where ``name`` cannot be a model, as far as can be told without a network."""
+    if name == EMBEDDED:
+        return
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not list(folder.glob("*.safetensors")):
             raise ModelNotFoundError(
                 f"model folder {folder} has no *.safetensors; other weight formats can run code and are not loaded"
             )
-        return folder
-    if folder.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
+    elif folder.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
         raise ModelNotFoundError(
             f"unknown model {str(name)!r}: not {EMBEDDED!r}, not a hub id (owner/name), "
             f"and there is no folder at {folder.absolute()}"
         )
-    return _download(str(name))
 
 
 def model_identity(name: str | os.PathLike[str]) -> ModelIdentity:

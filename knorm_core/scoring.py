@@ -33,7 +33,7 @@ def check_positions_are_used(model: nn.Module) -> None:
     if model in _positioned:
         return
     probed = copy_sharing_weights(model)
-    tokens = torch.arange(4, device=model.device).unsqueeze(0)  # type: ignore[arg-type]
+    tokens = torch.arange(4).unsqueeze(0).to(model.get_input_embeddings().weight.device)  # type: ignore[operator]
     try:
         # With a cache, since without one transformers takes a jump in positions for a second text.
         near, far = (

@@ -129,8 +129,13 @@ def text_snapshot(request: pytest.FixtureRequest, snapshot: Any) -> Any:
 
 def pytest_configure(config: pytest.Config) -> None:
     # A run of some tests must not complain about the snapshots of the others.
-    config.option.warn_unused_snapshots = config.option.disable_unused_snapshots = True
+    config.option.warn_unused_snapshots = True
     if not config.getoption("force_regen"):
+        for option, flag in [("regen_all", "--regen-all"), ("update_snapshots", "--snapshot-update")]:
+            if config.getoption(option):
+                raise pytest.UsageError(
+                    f"{flag} would write baselines one by one: use --force-regen, which stages them"
+                )
         return
     config.option.update_snapshots = True
     if not hasattr(config, "workerinput"):

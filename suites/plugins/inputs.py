@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from knorm_core.models import ModelNotFoundError, load_model, model_identity
+from knorm_core.models import ModelNotFoundError, check_model_name, load_model, model_identity
 from knorm_core.plugin import KEEP_RATIOS
 from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
 
@@ -40,19 +41,34 @@ def _load(name: str, dtype: str, device: str) -> LoadedModel:
 def language_model(request: pytest.FixtureRequest) -> LoadedModel:
     """The model of --knorm-model, in --knorm-dtype on --knorm-device."""
     option = request.config.getoption
-    try:
-        return _load(option("knorm_model"), option("knorm_dtype"), option("knorm_device"))
-    except ModelNotFoundError as error:
-        pytest.fail(str(error), pytrace=False)
+    return _load_or_fail(option("knorm_model"), option("knorm_dtype"), option("knorm_device"))
 
 
 @pytest.fixture(scope="session")
 def embedded_model() -> LoadedModel:
     """The embedded model in float64 on the CPU, whatever the options say."""
+    return _load_or_fail("smollm2-135m", "float64", "cpu")
+
+
+def _load_or_fail(name: str, dtype: str, device: str) -> LoadedModel:
     try:
-        return _load("smollm2-135m", "float64", "cpu")
+        return _load(name, dtype, device)
     except ModelNotFoundError as error:
-        pytest.fail(str(error), pytrace=False)
+        sentence = str(error)
+    pytest.fail(sentence, pytrace=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what is wrong with a name once, before anything runs."""
+    try:
+        for part in config.getoption("knorm_text").split(","):
+            text_names(part)
+        check_model_name(config.getoption("knorm_model"))
+    except (ModelNotFoundError, TextNotFoundError) as error:
+        sentence = str(error)
+    else:
+        return
+    raise pytest.UsageError(sentence)
 
 
 @pytest.fixture(scope="session")
@@ -61,18 +77,17 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
 
     @functools.cache
     def texts(loaded: LoadedModel, name: str, max_eval_tokens: int | None = None, limit: int | None = None):
-        folder = request.config.getoption("knorm_text_dir")
-        if not name.startswith("embedded") and not _reachable(folder):
+        folder = request.config.getoption("knorm_text_dir") or os.environ.get("KNORM_TEXT_DIR")
+        asked_for = request.config.getoption("knorm_text") != "embedded"  # then try the hub, and fail loudly
+        if not (name.startswith("embedded") or folder or asked_for):
             pytest.skip(
-                f"{name} needs --knorm-text-dir or KNORM_TEXT_DIR (a local mirror), or --knorm-text with a network"
+                f"{name} needs a local mirror: --knorm-text-dir or KNORM_TEXT_DIR (or --knorm-text and a network)"
             )
-        return load_texts(name, loaded.tokenizer, max_eval_tokens=max_eval_tokens, text_dir=folder, limit=limit)
-
-    def _reachable(folder: str | None) -> bool:
-        import os
-
-        named = request.config.getoption("knorm_text") != "embedded"  # the user asked for it: try, and fail loudly
-        return bool(folder or os.environ.get("KNORM_TEXT_DIR") or named)
+        try:
+            return load_texts(name, loaded.tokenizer, max_eval_tokens=max_eval_tokens, text_dir=folder, limit=limit)
+        except TextNotFoundError as error:
+            sentence = str(error)
+        pytest.fail(sentence, pytrace=False)
 
     return texts
 
@@ -96,10 +111,7 @@ def settings_suffix(settings: Mapping[str, Any], defaults: Mapping[str, Any]) ->
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption
     if "text_set" in metafunc.fixturenames and not _parametrised(metafunc, "text_set"):
-        try:
-            names = [name for part in option("knorm_text").split(",") for name in text_names(part)]
-        except TextNotFoundError as error:
-            raise pytest.UsageError(f"--knorm-text: {error}") from None
+        names = [name for part in option("knorm_text").split(",") for name in text_names(part)]
         # One worker per text set: what its tests share is computed once.
         metafunc.parametrize("text_set", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names])
     if "position_mode" in metafunc.fixturenames and not _parametrised(metafunc, "position_mode"):
