@@ -7,8 +7,11 @@ sliding window with four sinks is better still, the norm is not worth computing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
+
+import torch
 
 from knorm_core.evaluation import Evaluation, perplexity
 from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
@@ -59,10 +62,9 @@ def pooled(evaluations: Sequence[Evaluation], uncompressed: Sequence[Evaluation]
     }
 
 
-def over_seeds(tables: Sequence[dict[Row, Evaluation]], ratio: float) -> list[list[Evaluation]]:
-    """The evaluations of ``random`` at one keep ratio: one list over texts per seed."""
-    seeds = sorted({row.seed for row in tables[0] if row.policy == "random"})
-    return [[table[Row("random", ratio, seed=seed)] for table in tables] for seed in seeds]
+def averaged(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """One text under several seeds: losses averaged, so that its perplexity is the seeds' geometric mean."""
+    return replace(evaluations[0], nll=torch.stack([evaluation.nll for evaluation in evaluations]).mean(dim=0))
 
 
 def shown_change(interval: RatioInterval) -> dict[str, str]:

@@ -7,9 +7,11 @@ rows of one ``prune_after`` are at equal peak, and a row at equal mean has a ``p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 
 from knorm_core.counts import cache_lengths, check_int, eviction_schedule, kept_count
+from knorm_core.evaluation import Evaluation
 
 
 def cycle_mean(keep_ratio: float, prune_after: int) -> float:
@@ -48,3 +50,18 @@ def prune_after_for_mean(seq_len: int, keep_ratio: float, mean: float, tokens: i
         range(1, longest + 1),
         key=lambda prune_after: abs(mean_over_last(seq_len, prune_after, keep_ratio, tokens) - mean),
     )
+
+
+def mean_cache_over_last(evaluation: Evaluation, tokens: int) -> float:
+    """Cache length as it was, averaged over full-attention layers and the last ``tokens`` tokens fed."""
+    return fmean(fmean(trace[-tokens:]) for trace in evaluation.cache_trace)
+
+
+def scored_last(evaluation: Evaluation, tokens: int) -> Evaluation:
+    """The same evaluation with the losses of the last ``tokens`` tokens alone.
+
+    A lower ``prune_after`` scores more of a text; only what all rows scored is compared.
+    """
+    if tokens > len(evaluation.nll):
+        raise ValueError(f"tokens={tokens} is more than the {len(evaluation.nll)} that were scored")
+    return replace(evaluation, nll=evaluation.nll[-tokens:])

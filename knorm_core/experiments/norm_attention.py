@@ -30,7 +30,11 @@ from knorm_core.setting import UnsupportedModelError, check_input_ids, text_conf
 
 @dataclass(frozen=True)
 class HeadObservation:
-    """One query head. ``kv_head`` is the one whose keys it reads; ALr is in attention times keys."""
+    """One query head. ``kv_head`` is the one whose keys it reads; ALr is in attention times keys.
+
+    The first token draws most of the attention of most heads, and has the lowest norm by far: alone it
+    decides most of ALr. The last two fields leave it out of the keys.
+    """
 
     layer: int
     head: int
@@ -38,6 +42,8 @@ class HeadObservation:
     spearman: float
     alr: float
     alr_random: float
+    alr_without_first: float
+    alr_without_first_random: float
 
     @property
     def holds(self) -> bool:
@@ -84,7 +90,14 @@ def observe(model: nn.Module, input_ids: torch.Tensor | Sequence[int]) -> list[H
         norms = round_norms(key_norms(cache.layers[layer].keys[0, :, :keys])).cpu().numpy()
         attention = received[layer].cpu().numpy()
         kv_head = np.arange(len(attention)) // (len(attention) // len(norms))
-        columns = (spearman(norms[kv_head], attention), alr(norms[kv_head], attention), alr_random(attention))
+        norms = norms[kv_head]
+        columns = (
+            spearman(norms, attention),
+            alr(norms, attention),
+            alr_random(attention),
+            alr(norms[:, 1:], attention[:, 1:]),
+            alr_random(attention[:, 1:]),
+        )
         observations += [
             HeadObservation(layer, head, int(kv_head[head]), *(float(column[head]) for column in columns))
             for head in range(len(attention))

@@ -1,6 +1,6 @@
 """Passkey retrieval and needle in a haystack: is what was read long ago still there after compression?
 
-A prompt is filler text with one sentence hidden in it at some depth, and a question at the end that only
+A prompt is an opening and filler text with one sentence hidden in it at some depth, and a question at the end that only
 this sentence answers. The answer counts when greedy decoding would give exactly its tokens; that is the
 same as every one of them being the model's first choice when the ones before it are fed, so a single
 teacher-forced pass decides it.
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# As in the paper's script; without it, a needle at depth 0 would be the first token, which every head attends to.
+OPENING = "There is an important piece of information hidden in this text. Find it and remember it.\n\n"
+
+
 class Task(NamedTuple):
-    """A sentence to hide, the question that it answers, and the answer, which continues the question."""
+    """A paragraph to hide, the question that it answers, and the answer, which continues the question."""
 
     needle: str
     question: str
@@ -49,21 +53,21 @@ class Prompt(NamedTuple):
 
 
 def passkey_task(key: int) -> Task:
-    """The sentence of the paper's passkey script with a 5-digit key.
+    """The sentence of the paper's passkey script with a 5-digit key, as a paragraph of its own.
 
     >>> passkey_task(48213).question
     '\\n\\nWhat is the pass key? The pass key is'
     """
     if not 10_000 <= check_int("key", key, 0) <= 99_999:
         raise ValueError(f"key={key!r} is not a number of five digits")
-    sentence = f" The pass key is {key}. Remember it. {key} is the pass key."
+    sentence = f"\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
     return Task(sentence, "\n\nWhat is the pass key? The pass key is", f" {key}")
 
 
 def needle_task() -> Task:
     """A statement that no other sentence of the haystack suggests."""
     return Task(
-        " The best thing to do in San Francisco is to eat a sandwich in Dolores Park on a sunny day.",
+        "\n\nThe best thing to do in San Francisco is to eat a sandwich in Dolores Park on a sunny day.\n\n",
         "\n\nWhat is the best thing to do in San Francisco? The best thing to do in San Francisco is",
         " to eat a sandwich in Dolores Park",
     )
@@ -100,18 +104,18 @@ def hide(tokenizer: PreTrainedTokenizerBase, filler: str, task: Task, context: i
 
     if not 0 <= depth <= 1:
         raise ValueError(f"depth={depth!r} is outside [0, 1]")
-    needle, question, answer = map(tokens, task)
-    room = check_int("context", context, 1) - len(needle) - len(question)
+    opening, (needle, question, answer) = tokens(OPENING), map(tokens, task)
+    room = check_int("context", context, 1) - len(opening) - len(needle) - len(question)
     hay = tokens(filler)
     if room < 1:
-        raise ValueError(f"context={context} has no room for a needle of {len(needle)} and {len(question)} of question")
+        raise ValueError(f"context={context} has no room: opening, needle and question take {context - room} tokens")
     if len(hay) < room:
         raise ValueError(f"filler has {len(hay)} tokens; a context of {context} takes {room}")
     hay = hay[:room]
     ends = [0] + [i + 1 for i, token in enumerate(hay) if tokenizer.decode([token]).rstrip().endswith((".", "?", "!"))]
     place = min(ends, key=lambda end: abs(end - depth * room))
-    ids = hay[:place] + needle + hay[place:] + question + answer
-    return Prompt(torch.tensor(ids), room + len(needle), len(answer))
+    haystack = opening + hay[:place] + needle + hay[place:]
+    return Prompt(torch.tensor(haystack + question + answer), len(haystack), len(answer))
 
 
 def recalled(model: nn.Module, prompt: Prompt, rows: Mapping[Key, Mapping[str, Any]]) -> dict[Key, bool]:

@@ -6,10 +6,14 @@ import functools
 
 import pytest
 
+from knorm_core.experiments.controls import Row, control_rows
+from knorm_core.experiments.divergence import divergence
 from suites.plugins.inputs import made_from
 
 # Tokens and number of texts: 255 scored tokens each at prune_after 256.
 TEXTS = {"embedded-articles": (512, 2), "embedded-narrative": (512, 1)}
+RATIOS = (0.9, 0.5, 0.1)
+DRIFTED = [Row("low_norm", ratio, positions="cache") for ratio in RATIOS]
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +43,18 @@ def claims(language_model, request):
 
 
 @pytest.fixture(scope="session")
-def once_per_session():
-    """Decorator for a function of hashable arguments that several tests call."""
-    return functools.cache
+def control_tables(language_model, short_texts):
+    """``control_tables(text_set)``: {row: Divergence} per text, computed once per process."""
+
+    @functools.cache
+    def tables(text_set):
+        rows = {row: row.arguments() for row in [*control_rows(RATIOS), *DRIFTED]}
+        return [divergence(language_model.model, text.input_ids, rows) for text in short_texts(text_set)]
+
+    return tables
+
+
+@pytest.fixture(scope="session")
+def evaluations(control_tables):
+    """``evaluations(text_set, row)``: one per text."""
+    return lambda text_set, row: [table[row].evaluation for table in control_tables(text_set)]

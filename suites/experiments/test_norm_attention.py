@@ -5,6 +5,7 @@ Two forward passes of 512 tokens with eager attention: 15 CPU-seconds in float64
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from statistics import fmean
 
@@ -89,17 +90,23 @@ texts = pytest.mark.parametrize(
     ],
 )
 
-# Layers of the embedded model in which norm and later attention do not go together, on average over heads.
-NOT_HOLDING: dict[str, set[int]] = {}
+# Layers of the embedded model in which low norm does not go with high attention: most heads disagree, or
+# dropping keys by norm loses as much attention as dropping them at random.
+NOT_HOLDING = {"embedded-articles": {0}, "embedded-narrative": {0}}
+
+
+@pytest.fixture(scope="session")
+def heads_of(language_model, short_texts):
+    """``heads_of(text_set)``: every head on the set's first text, computed once per process."""
+    return functools.cache(lambda text_set: observe(language_model.model, short_texts(text_set)[0].input_ids))
 
 
 @texts
-def test_heads_match_the_baseline(text_set, language_model, short_texts, check_rows, show_table, request):
-    text = short_texts(text_set)[0]
-    found = observe(language_model.model, text.input_ids)
-    layers = sorted({one.layer for one in found})
-    by_layer = {layer: [one for one in found if one.layer == layer] for layer in layers}
+def test_heads_match_the_baseline(text_set, heads_of, short_texts, check_rows, show_table):
+    found = heads_of(text_set)
     worse = [one for one in found if one.alr >= one.alr_random]
+    relative = fmean(one.alr / one.alr_random for one in found)
+    without = fmean(one.alr_without_first / one.alr_without_first_random for one in found)
     show_table(
         f"key norm against later attention, {text_set}, 512 tokens",
         [
@@ -108,26 +115,52 @@ def test_heads_match_the_baseline(text_set, language_model, short_texts, check_r
                 "mean Spearman": f"{fmean(one.spearman for one in heads):+.3f}",
                 "heads where it holds": f"{sum(one.holds for one in heads)} of {len(heads)}",
                 "ALr": f"{fmean(one.alr for one in heads):.2f}",
-                "ALr of a random order": f"{fmean(one.alr_random for one in heads):.2f}",
+                "of a random order": f"{fmean(one.alr_random for one in heads):.2f}",
+                "ALr without token 0": f"{fmean(one.alr_without_first for one in heads):.2f}",
+                "of a random one": f"{fmean(one.alr_without_first_random for one in heads):.2f}",
             }
-            for layer, heads in by_layer.items()
+            for layer, heads in by_layer(found).items()
         ],
         f"Spearman over all heads: mean {fmean(one.spearman for one in found):+.3f}, negative in "
         f"{fmean(one.holds for one in found):.0%} of {len(found)} heads (the paper: low norm, high attention).",
-        f"Does not hold in layers {sorted(not_holding(found))} on average; dropping by norm loses more attention than "
+        f"It does not hold in layers {sorted(not_holding(found))}; dropping by norm loses more attention than "
         f"dropping at random in {len(worse)} heads, in layers {sorted({one.layer for one in worse})}.",
+        f"Much of it is the first token: ALr is {relative:.0%} of a random order's (mean over heads), and "
+        f"{without:.0%} once that token is left out.",
     )
     # Eager attention computes its softmax in float32, so near ties of attention may change ranks.
     rows = [asdict(one) for one in found]
-    check_rows(f"{text_set}/norm-attention", rows, ["layer", "head"], [text], rtol=1e-4, atol=1e-4, tokens=512)
+    check_rows(
+        f"{text_set}/norm-attention",
+        rows,
+        ["layer", "head"],
+        short_texts(text_set)[:1],
+        rtol=1e-4,
+        atol=1e-4,
+        tokens=512,
+    )
 
 
 @texts
-def test_the_layers_where_it_does_not_hold_are_these(text_set, language_model, short_texts, claims):
-    found = observe(language_model.model, short_texts(text_set)[0].input_ids)
-    assert not_holding(found) == NOT_HOLDING[text_set]
+def test_the_layers_where_it_does_not_hold_are_these(text_set, heads_of, claims):
+    assert not_holding(heads_of(text_set)) == NOT_HOLDING[text_set]
+
+
+@texts
+def test_correlation_is_negative_in_nine_of_ten_heads(text_set, heads_of, claims):
+    found = heads_of(text_set)
+    assert fmean(one.holds for one in found) > 0.9
+    assert -0.4 < fmean(one.spearman for one in found) < -0.3
+
+
+def by_layer(found):
+    return {layer: [one for one in found if one.layer == layer] for layer in sorted({one.layer for one in found})}
 
 
 def not_holding(found):
-    layers = {one.layer for one in found}
-    return {layer for layer in layers if fmean(one.spearman for one in found if one.layer == layer) >= 0}
+    return {
+        layer
+        for layer, heads in by_layer(found).items()
+        if sum(one.holds for one in heads) < len(heads) / 2
+        or fmean(one.alr for one in heads) >= fmean(one.alr_random for one in heads)
+    }

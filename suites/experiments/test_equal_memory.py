@@ -1,0 +1,167 @@
+"""The keep ratios again, at equal memory: at equal peak, and at equal mean cache length.
+
+3 texts × (4 prefixes + 8 rows): 80 CPU-seconds in float64, beside the tables of test_controls.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knorm_core import evaluate, evaluate_rows, eviction_schedule, perplexity
+from knorm_core.counts import cache_lengths
+from knorm_core.experiments.controls import UNCOMPRESSED, Row, shown_change
+from knorm_core.experiments.equal_memory import (
+    cycle_mean,
+    mean_cache_over_last,
+    mean_over_last,
+    prune_after_for_mean,
+    scored_last,
+)
+from knorm_core.experiments.intervals import perplexity_ratio
+from suites.families import random_ids, tiny_model
+
+ratios = st.integers(1, 99).map(lambda percent: percent / 100)
+
+
+@pytest.mark.fast
+@given(ratio=ratios, prune_after=st.integers(2, 300))
+def test_the_closed_form_is_the_mean_of_every_full_cycle(ratio, prune_after):
+    schedule = eviction_schedule(5 * prune_after, prune_after, ratio)
+    lengths = cache_lengths(5 * prune_after, prune_after, schedule)
+    ends = [i for i, length in enumerate(lengths) if length == prune_after]
+    if len(schedule) < 2 or schedule[0].step != prune_after or not ends:
+        return  # kept_count(P) == P: the cache grows first
+    cycle = lengths[ends[0] + 1 : ends[1] + 1] if len(ends) > 1 else lengths[: ends[0] + 1]
+    assert sum(cycle) / len(cycle) == pytest.approx(cycle_mean(ratio, prune_after))
+
+
+@pytest.mark.fast
+@given(ratio=ratios, mean=st.floats(20, 300))
+def test_no_other_prune_after_comes_nearer(ratio, mean):
+    best = prune_after_for_mean(400, ratio, mean, 99)
+    apart = abs(mean_over_last(400, best, ratio, 99) - mean)
+    assert all(
+        apart <= abs(mean_over_last(400, p, ratio, 99) - mean) for p in range(max(1, best - 30), min(300, best + 30))
+    )
+
+
+@pytest.mark.fast
+def test_the_arithmetic_is_what_an_evaluation_measures():
+    model, ids = tiny_model("gpt_neox"), random_ids(200)
+    for ratio, prune_after in [(0.9, 41), (0.5, 60), (0.1, 80)]:
+        measured = evaluate(model, ids, keep_ratio=ratio, prune_after=prune_after)
+        assert mean_cache_over_last(measured, 100) == pytest.approx(mean_over_last(200, prune_after, ratio, 100))
+        assert scored_last(measured, 100).nll.tolist() == measured.nll[-100:].tolist()
+    budget = evaluate(model, ids, when="fixed_budget", budget=50)
+    assert (mean_cache_over_last(budget, 100), budget.peak_cache) == (50, 50)
+
+
+@pytest.mark.fast
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="phase 1 would be empty"):
+        prune_after_for_mean(100, 0.5, 10, 99)
+    with pytest.raises(ValueError, match="tokens=70 is more than the"):
+        scored_last(evaluate(tiny_model("llama"), random_ids(80), keep_ratio=0.5), 70)
+
+
+TOKENS, SCORED = 512, 255
+MEAN = mean_over_last(TOKENS, 256, 0.1, SCORED)
+BUDGET = round(MEAN)
+PEAK = 256
+EQUAL_MEAN = {ratio: prune_after_for_mean(TOKENS, ratio, MEAN, SCORED) for ratio in (0.9, 0.5)}
+NEW_ROWS = {
+    **{("low_norm", f"keep {r}, prune_after {p}"): {"keep_ratio": r, "prune_after": p} for r, p in EQUAL_MEAN.items()},
+    ("low_norm", f"budget {BUDGET}"): {"when": "fixed_budget", "budget": BUDGET},
+    ("low_norm", f"budget {BUDGET}, window 32"): {"when": "fixed_budget", "budget": BUDGET, "window": 32},
+    ("low_norm", f"budget {PEAK}"): {"when": "fixed_budget", "budget": PEAK},
+    **{
+        ("sink_recent", f"keep {r}, prune_after {p}"): {"keep_ratio": r, "prune_after": p}
+        for r, p in EQUAL_MEAN.items()
+    },
+    ("sink_recent", f"budget {BUDGET}"): {"when": "fixed_budget", "budget": BUDGET},
+}
+
+both_texts = pytest.mark.parametrize(
+    "text_set",
+    [
+        pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"controls {name}")])
+        for name in ("embedded-articles", "embedded-narrative")
+    ],
+)
+
+
+@pytest.fixture(scope="session")
+def memory_tables(language_model, short_texts, control_tables):
+    """``memory_tables(text_set)``: {(policy, how): one evaluation per text} over the last 255 tokens."""
+
+    @functools.cache
+    def tables(text_set):
+        rows = {key: row | {"policy": key[0]} for key, row in NEW_ROWS.items()}
+        new = [evaluate_rows(language_model.model, text.input_ids, rows) for text in short_texts(text_set)]
+        found = {key: [table[key] for table in new] for key in rows}
+        for policy in ("low_norm", "sink_recent"):
+            for ratio in (0.9, 0.5, 0.1):
+                found[policy, f"keep {ratio}, prune_after {PEAK}"] = [
+                    table[Row(policy, ratio)].evaluation for table in control_tables(text_set)
+                ]
+        return {key: [scored_last(one, SCORED) for one in evaluations] for key, evaluations in found.items()}
+
+    return tables
+
+
+@both_texts
+def test_rows_at_equal_memory_match_the_baseline(
+    text_set, memory_tables, control_tables, short_texts, check_rows, show_table
+):
+    plain = [table[UNCOMPRESSED].evaluation for table in control_tables(text_set)]
+    rows = []
+    for (policy, how), evaluations in memory_tables(text_set).items():
+        interval = perplexity_ratio(evaluations, plain)
+        rows.append(
+            {
+                "policy": policy,
+                "cache": how,
+                "ppl": perplexity(evaluations),
+                "ratio_low": interval.low,
+                "ratio_high": interval.high,
+                "mean_cache": mean_cache_over_last(evaluations[0], SCORED),
+                "peak_cache": evaluations[0].peak_cache,
+            }
+        )
+    for title, chosen in [
+        (f"at equal mean cache ({MEAN:.0f} keys)", [row for row in rows if abs(row["mean_cache"] - MEAN) < 2]),
+        (f"at equal peak cache ({PEAK} keys)", [row for row in rows if row["peak_cache"] == PEAK]),
+    ]:
+        show_table(
+            f"{title}, {text_set}, 512 tokens",
+            [
+                {
+                    "policy": row["policy"],
+                    "cache": row["cache"],
+                    "PPL": row["ppl"],
+                    **shown_change(perplexity_ratio(memory_tables(text_set)[row["policy"], row["cache"]], plain)),
+                    "mean cache": f"{row['mean_cache']:.1f}",
+                    "peak cache": row["peak_cache"],
+                }
+                for row in chosen
+            ],
+        )
+    check_rows(
+        f"{text_set}/equal-memory", rows, ["policy", "cache"], short_texts(text_set), tokens=TOKENS, scored=SCORED
+    )
+
+
+@both_texts
+def test_means_and_peaks_are_equal_where_they_are_said_to_be(text_set, memory_tables):
+    tables = memory_tables(text_set)
+    for policy in ("low_norm", "sink_recent"):
+        means = {how: mean_cache_over_last(found[0], SCORED) for (name, how), found in tables.items() if name == policy}
+        for ratio, prune_after in EQUAL_MEAN.items():
+            assert means[f"keep {ratio}, prune_after {prune_after}"] == pytest.approx(MEAN, rel=0.01)
+        assert means[f"budget {BUDGET}"] == pytest.approx(MEAN, rel=0.01)
+        peaks = {found[0].peak_cache for (name, how), found in tables.items() if name == policy and how.endswith("256")}
+        assert peaks == {PEAK}
