@@ -150,7 +150,8 @@ def dense(query, key, value, deaths, scale, softcap):
 @example(length=300, fed=0, start=100, percent=100, grouped=True, scale=0.3, softcap=None, seed=0)
 @example(length=40, fed=0, start=40, percent=50, grouped=True, scale=None, softcap=None, seed=0)
 @example(length=40, fed=0, start=1, percent=50, grouped=True, scale=None, softcap=None, seed=0)
-@example(length=2, fed=0, start=200, percent=50, grouped=False, scale=None, softcap=None, seed=0)
+@example(length=2, fed=0, start=200, percent=50, grouped=True, scale=None, softcap=None, seed=0)
+@example(length=6, fed=0, start=200, percent=50, grouped=True, scale=None, softcap=None, seed=0)
 def test_attention_is_that_of_a_full_mask(length, fed, start, percent, grouped, scale, softcap, seed):
     generator = torch.Generator().manual_seed(seed)
     batch, kv_heads, width, value_width = 2, 2, 4, 6
