@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, TypeVar
 
@@ -193,7 +193,8 @@ def evaluate_rows(
 ) -> dict[Key, Evaluation]:
     """`evaluate` for every row of arguments, feeding phase 1 once for all rows that share it.
 
-    All rows are checked before the model runs. Rows that never evict share one evaluation.
+    All rows are checked before the model runs. Rows that are the same by definition share one evaluation:
+    those at keep ratio 1, and both position modes where layer 0 is skipped.
 
     Args:
         model, input_ids: as for `evaluate`.
@@ -206,17 +207,24 @@ def evaluate_rows(
         return {key: evaluate(model, input_ids, **row) for key, row in rows.items()}
     ids, settings = check_rows(model, input_ids, rows)
     prefix_of = onepass.shared_prefixes(model, ids)
+    done: dict[str, Evaluation] = {}
     table: dict[Key, Evaluation] = {}
-    uncompressed: dict[tuple[int, int], Evaluation] = {}
     for key, row in settings.items():
-        if asked_to_compress(row.keep_ratio):
-            table[key] = _one_pass(model, ids, row, prefix_of(row))
-            continue
-        same = (row.start, row.first_scored)
-        if same not in uncompressed:
-            uncompressed[same] = _one_pass(model, ids, row, prefix_of(row))
-        table[key] = uncompressed[same]
+        same = repr(_plainest(row))
+        if same not in done:
+            done[same] = _one_pass(model, ids, row, prefix_of(row))
+        table[key] = done[same]
     return table
+
+
+def _plainest(setting: Setting) -> Setting:
+    """One setting for all that are the same evaluation by definition."""
+    if not asked_to_compress(setting.keep_ratio):
+        plain = {"positions": "absolute", "policy": "low_norm", "skip_layers": frozenset(), "when": "every_step"}
+        return replace(setting, **plain, seed=0, keep_ratio=1.0)  # type: ignore[arg-type]
+    if setting.positions == "cache" and not setting.schedule(0):  # layer 0 never shrinks
+        return replace(setting, positions="absolute")
+    return setting
 
 
 def check_rows(

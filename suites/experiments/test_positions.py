@@ -1,0 +1,86 @@
+"""Tables of the three position modes side by side.
+
+3 texts × (1 prefix + 6 rows) of 512 tokens: 60 CPU-seconds in float64, beside the tables of test_controls.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from knorm_core import evaluate_rows
+from knorm_core.experiments.controls import UNCOMPRESSED, Row, pooled, shown_change
+from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
+
+RATIOS = (0.9, 0.5, 0.1)
+NEW = [Row(policy, ratio, positions="rerotated") for policy in ("low_norm", "sink_recent") for ratio in RATIOS]
+SHOWN = [
+    *(Row("low_norm", ratio, positions=mode) for mode in ("absolute", "cache", "rerotated") for ratio in RATIOS),
+    *(Row("sink_recent", ratio, positions=mode) for mode in ("absolute", "rerotated") for ratio in RATIOS),
+]
+
+both_texts = pytest.mark.parametrize(
+    "text_set",
+    [
+        pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"controls {name}")])
+        for name in ("embedded-articles", "embedded-narrative")
+    ],
+)
+
+
+@pytest.fixture(scope="session")
+def position_tables(language_model, short_texts, control_tables):
+    """``position_tables(text_set)``: {row: one evaluation per text}, computed once per process."""
+
+    @functools.cache
+    def tables(text_set):
+        rows = {row: row.arguments() for row in NEW}
+        new = [evaluate_rows(language_model.model, text.input_ids, rows) for text in short_texts(text_set)]
+        old = [{row: found.evaluation for row, found in table.items()} for table in control_tables(text_set)]
+        return {
+            row: [(ours | theirs)[row] for ours, theirs in zip(new, old, strict=True)] for row in [UNCOMPRESSED, *SHOWN]
+        }
+
+    return tables
+
+
+@both_texts
+def test_position_modes_match_the_baseline(text_set, position_tables, short_texts, check_rows, show_table):
+    tables = position_tables(text_set)
+    rows = [row._asdict() | pooled(tables[row], tables[UNCOMPRESSED]) for row in SHOWN]
+    show_table(
+        f"position modes, {text_set}, 512 tokens",
+        [
+            {
+                "policy": row["policy"],
+                "keep ratio": str(row["keep_ratio"]),
+                "positions": row["positions"],
+                "PPL": row["ppl"],
+                **shown_change(RatioInterval(row["ratio"], row["ratio_low"], row["ratio_high"])),
+            }
+            for row in rows
+        ],
+        *(against_absolute(tables, policy, ratio) for policy in ("low_norm", "sink_recent") for ratio in RATIOS),
+    )
+    check_rows(
+        f"{text_set}/position-modes", rows, list(Row._fields), short_texts(text_set), prune_after=256, tokens=512
+    )
+
+
+def against_absolute(tables, policy, ratio):
+    change = perplexity_ratio(tables[Row(policy, ratio, "rerotated")], tables[Row(policy, ratio)])
+    verdict = "" if change.excludes_no_change else ", which is no difference beyond the interval"
+    return (
+        f"{policy} at keep {ratio}: rotating survivors to the front instead of keeping true positions changes "
+        f"perplexity by {change.ratio - 1:+.1%} ({change}){verdict}."
+    )
+
+
+@both_texts
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_rerotation_mends_drift(text_set, ratio, position_tables, claims):
+    # The same positions are fed in both modes; in one of them the survivors are where these imply.
+    tables = position_tables(text_set)
+    change = perplexity_ratio(tables[Row("low_norm", ratio, "rerotated")], tables[Row("low_norm", ratio, "cache")])
+    assert (change.high < 1) == (ratio > 0.1)
