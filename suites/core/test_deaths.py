@@ -8,9 +8,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from knorm_core import eviction_schedule
-from knorm_core.attention import BLOCK, NEVER, mortal_attention
+from knorm_core.attention import BLOCK, NEVER, mortal_attention, moving_attention
 from knorm_core.counts import Eviction, budget_schedule
 from knorm_core.onepass import death_row, layer_deaths, window_deaths
+from knorm_core.rotation import rotate
 from knorm_core.setting import Setting
 
 pytestmark = pytest.mark.fast
@@ -186,3 +187,63 @@ def test_immortal_until_beyond_the_text_is_the_whole_text():
     deaths = torch.full((1, 2, 20), NEVER)
     out = mortal_attention(query, key, value, deaths, immortal_until=99)
     torch.testing.assert_close(out, dense(query, key, value, None, None, None), rtol=0, atol=1e-12)
+
+
+# --- survivors that move
+
+
+def moved(survivors, born):
+    """A change that shows which survivor it was, how many there are, and in which order."""
+    place = torch.arange(born.shape[-1], dtype=survivors.dtype)
+    return survivors * (1 + place / 10).unsqueeze(-1) + (born / 50).unsqueeze(-1)
+
+
+@pytest.mark.parametrize(("scale", "softcap"), [(None, None), (0.3, None), (None, 2.0), (0.3, 2.0)])
+@pytest.mark.parametrize("fed_before", [0, 7, 20, 26])
+def test_survivors_move_at_every_eviction_and_stay_so_until_the_next(fed_before, scale, softcap):
+    generator = torch.Generator().manual_seed(0)
+    length, heads, kv_heads = 45, 4, 2
+    query, key, value = (
+        torch.randn(2, h, n, w, generator=generator, dtype=torch.float64)
+        for h, n, w in [(heads, length - fed_before, 4), (kv_heads, length, 4), (kv_heads, length, 6)]
+    )
+    schedule = eviction_schedule(length + 1, 20, 0.7)
+    steps = [eviction.step for eviction in schedule]
+    assert steps[:3] == [20, 26, 32]
+    ranks = torch.rand(2, kv_heads, length, generator=generator).argsort(-1)
+    deaths = torch.tensor([death_row(row, schedule) for row in ranks.flatten(0, 1).tolist()]).view(ranks.shape)
+    out = moving_attention(query, key, value, deaths, steps, moved, scale=scale, softcap=softcap)
+    assert out.shape == (2, heads, length - fed_before, 6)
+    for index in range(fed_before, length):
+        last = max((step for step in steps if step <= index), default=0)
+        for row, head in [(0, 0), (0, 3), (1, 1), (1, 2)]:
+            alive = (deaths[row, head // 2, :last] > last).nonzero()[:, 0] if last else torch.arange(0)
+            survivors = moved(key[row, head // 2, alive], alive)
+            keys = torch.cat([survivors, key[row, head // 2, last : index + 1]])
+            values = torch.cat([value[row, head // 2, alive], value[row, head // 2, last : index + 1]])
+            alone = query[row, head, index - fed_before].view(1, 1, 1, 4)
+            expected = dense(alone, keys[None, None], values[None, None], None, scale, softcap)
+            torch.testing.assert_close(out[row, head, index - fed_before], expected[0, 0, 0], rtol=0, atol=1e-12)
+
+
+def test_a_pass_that_begins_between_two_evictions_is_refused():
+    key = torch.randn(1, 1, 40, 4)
+    with pytest.raises(AssertionError, match="begins at an eviction or before the first"):
+        moving_attention(key[:, :, :15], key, key, torch.full((1, 1, 40), NEVER), [20, 30], moved)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_a_key_is_turned_by_position_times_frequency(dtype, atol):
+    keys = torch.randn(2, 3, 7, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    by, frequencies = torch.tensor([0, 1, -1, 5, -40, 3, 1000]), torch.tensor([1.0, 0.1, 0.003], dtype=torch.float64)
+    turned = rotate(keys, by, frequencies)
+    assert (turned.dtype, turned.shape) == (dtype, keys.shape)
+    # A pair of coordinates is a complex number, and the last four do not turn.
+    wide = keys.double()
+    pairs = torch.complex(wide[..., :3], wide[..., 3:6])
+    angles = by[:, None] * frequencies
+    expected = pairs * torch.complex(angles.cos(), angles.sin())
+    torch.testing.assert_close(
+        turned.double(), torch.cat([expected.real, expected.imag, wide[..., 6:]], dim=-1), rtol=0, atol=atol
+    )
+    assert torch.equal(turned[..., 6:], keys[..., 6:])

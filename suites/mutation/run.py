@@ -27,6 +27,7 @@ PURE = {
     "policies": ["*"],
     "compress": ["*"],
     "attention": ["*"],
+    "rotation": ["rotate"],
     "onepass": ["layer_deaths", "death_row", "window_deaths"],
 }
 # The shortest list of tests that is meant to notice.
