@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knorm_core.experiments.norm_attention import alr, alr_random, observe, spearman
@@ -22,6 +22,7 @@ rows = st.integers(0, 10**6).map(lambda seed: np.random.default_rng(seed))
 
 
 @pytest.mark.fast
+@settings(max_examples=30)
 @given(rng=rows, levels=st.integers(2, 50))
 def test_spearman_is_scipys(rng, levels):
     one, other = rng.integers(levels, size=(4, 30)) + 0.5, rng.normal(size=(4, 30))
@@ -40,14 +41,15 @@ def test_alr_by_hand():
 
 
 @pytest.mark.fast
+@settings(max_examples=20)
 @given(rng=rows)
 def test_alr_is_nothing_for_the_ideal_order_and_no_more_than_the_opposite(rng):
     attention = rng.random((3, 40))
     np.testing.assert_allclose(alr(-attention, attention), 0, atol=1e-12)
     worst = alr(attention, attention)
     assert (alr(rng.random((3, 40)), attention) <= worst + 1e-12).all()
-    orders = [alr(rng.random((3, 40)), attention) for _ in range(300)]
-    np.testing.assert_allclose(np.mean(orders, axis=0), alr_random(attention), rtol=0.15)
+    orders = alr(rng.random((3_000, 40)), np.repeat(attention[:1], 3_000, axis=0))
+    assert orders.mean() == pytest.approx(alr_random(attention)[0], rel=0.05)
     # the ideal and the opposite order are mirror images about the random one
     np.testing.assert_allclose(worst, 2 * alr_random(attention))
 

@@ -23,7 +23,7 @@ def keys_of(seed, length=12, dtype=torch.float64):
     return torch.randn(1, 2, length, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 999), by=st.integers(-3000, 3000), more=st.integers(-3000, 3000))
 def test_rotating_and_back_is_the_identity_and_twice_is_once(seed, by, more):
     for dtype, tolerance in [(torch.float64, 1e-12), (torch.float32, 1e-6)]:
@@ -54,10 +54,9 @@ def test_moved_keys_are_those_that_the_model_itself_makes_there(family):
         torch.testing.assert_close(rotate(a.keys, torch.tensor([37]), frequencies), b.keys, atol=1e-4, rtol=0)
 
 
-@families
-@pytest.mark.parametrize("method", ["onepass", "stepwise"])
+@pytest.mark.parametrize(("family", "method"), [("gpt_neox", "stepwise"), ("llama", "onepass"), ("qwen3", "onepass")])
 def test_at_ratio_one_nothing_changes(family, method):
-    model, ids = tiny_model(family), random_ids(70)
+    model, ids = tiny_model(family), random_ids(50)
     rerotated, absolute = (
         evaluate(model, ids, keep_ratio=1.0, prune_after=40, positions=mode, method=method).nll
         for mode in ("rerotated", "absolute")
@@ -65,12 +64,11 @@ def test_at_ratio_one_nothing_changes(family, method):
     assert torch.equal(rerotated, absolute)
 
 
-@families
-@pytest.mark.parametrize("method", ["onepass", "stepwise"])
+@pytest.mark.parametrize(("family", "method"), [("gpt_neox", "stepwise"), ("llama", "onepass"), ("qwen3", "onepass")])
 def test_moving_a_window_as_a_whole_changes_nothing(family, method):
     # Attention sees differences of positions alone. The survivors of "recent" have no gaps, so here, and
     # only here, rotating them to the front is the same as true positions, up to float32 tables.
-    model, ids = tiny_model(family), random_ids(110, 1)
+    model, ids = tiny_model(family), random_ids(84, 1)
     arguments = {"keep_ratio": 0.5, "prune_after": 40, "policy": "recent", "method": method}
     modes = {mode: evaluate(model, ids, positions=mode, **arguments).nll for mode in ("rerotated", "absolute", "cache")}
     torch.testing.assert_close(modes["rerotated"], modes["absolute"], atol=1e-3, rtol=0)
@@ -82,7 +80,7 @@ def test_moving_a_window_as_a_whole_changes_nothing(family, method):
 
 @st.composite
 def questions(draw):
-    length = draw(st.integers(34, 90))
+    length = draw(st.integers(34, 70))
     arguments = {
         "policy": draw(st.sampled_from(POLICIES)),
         "score_from": draw(st.sampled_from(["phase2", "start"])),
@@ -99,7 +97,7 @@ def questions(draw):
 
 
 @families
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(question=questions())
 def test_one_pass_equals_stepwise(family, question):
     length, seed, arguments = question

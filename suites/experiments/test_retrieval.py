@@ -83,7 +83,7 @@ def greedy(model, prompt, ratio, when, prune_after):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("when", "ratio"), [("after_prefill", 0.5), ("every_step", 0.5), ("every_step", 0.9)])
+@pytest.mark.parametrize(("when", "ratio"), [("after_prefill", 0.5), ("every_step", 0.9)])
 def test_one_pass_decides_as_greedy_decoding_does(when, ratio):
     # A random model answers nonsense; so what it does answer is made the answer, and then a wrong one.
     model = tiny_model("gpt_neox")
