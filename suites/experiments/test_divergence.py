@@ -33,9 +33,9 @@ def stepwise_logits(model, ids, start, keep_ratio):
     return torch.stack(rows[start:])
 
 
-@pytest.mark.parametrize(("family", "ratio"), [("gpt_neox", 0.9), ("llama", 0.3), ("qwen3", 0.5)])
+@pytest.mark.parametrize(("family", "ratio"), [("gpt_neox", 0.9), ("llama", 0.3)])
 def test_it_is_the_divergence_of_stepwise_logits(family, ratio):
-    model, ids, start = tiny_model(family), random_ids(100, 1), 50
+    model, ids, start = tiny_model(family), random_ids(66, 1), 32
     [found] = divergence(model, ids, {ratio: {"keep_ratio": ratio, "prune_after": start}}).values()
     p, q = (stepwise_logits(model, ids, start, r).log_softmax(-1) for r in (1.0, ratio))
     torch.testing.assert_close(found.kl, kl_div(q, p, reduction="none", log_target=True).sum(-1), atol=1e-5, rtol=0)
@@ -52,7 +52,7 @@ def test_an_uncompressed_row_does_not_diverge(family):
     assert bool(same.same_top.all())
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 999), scale=st.floats(0, 3))
 def test_divergence_is_never_negative_and_grows_from_zero(seed, scale):
     generator = torch.Generator().manual_seed(seed)
@@ -140,13 +140,13 @@ def test_bad_input_is_named(rows, message):
         summary([])
 
 
-@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("family", ["gpt_neox"])
 def test_rows_that_share_phase_1_equal_rows_one_by_one(family):
-    model, ids = tiny_model(family), random_ids(120, 5)
+    model, ids = tiny_model(family), random_ids(100, 5)
     rows = {
         "plain": {"keep_ratio": 1.0, "prune_after": 40},
         "random": {"keep_ratio": 0.5, "prune_after": 40, "policy": "random", "seed": 3},
-        "later": {"keep_ratio": 0.5, "prune_after": 70, "positions": "cache"},
+        "later": {"keep_ratio": 0.5, "prune_after": 48, "positions": "cache"},
         "skipped": {"keep_ratio": 0.5, "prune_after": 40, "skip_layers": (0,)},
         "skipped, cache": {"keep_ratio": 0.5, "prune_after": 40, "skip_layers": (0,), "positions": "cache"},
         "plain again": {"keep_ratio": 1, "prune_after": 40, "policy": "random", "positions": "cache"},
@@ -160,4 +160,4 @@ def test_rows_that_share_phase_1_equal_rows_one_by_one(family):
         torch.testing.assert_close(table[key].nll, alone.nll, atol=1e-10 if family == "gpt_neox" else 1e-5, rtol=0)
         assert table[key].evictions == alone.evictions
         assert table[key].effective_prune_after == alone.effective_prune_after
-    assert effective_prune_after(120, 40) == table["plain"].effective_prune_after
+    assert effective_prune_after(100, 40) == table["plain"].effective_prune_after

@@ -84,9 +84,9 @@ def test_it_agrees_with_the_normal_interval_of_block_means():
 
 
 def test_it_covers_the_truth_as_often_as_it_says():
-    # 60 tables with a known change of 5 %, losses that hang together within 16 tokens. 40 blocks cost a
+    # 40 tables with a known change of 5 %, losses that hang together within 16 tokens. 40 blocks cost a
     # percentile interval one or two points of its 95 %; drawing single tokens would cost far more.
-    truth, blocks, tables = 1.05, 40, 60
+    truth, blocks, tables = 1.05, 40, 40
     rng = np.random.default_rng(0)
 
     def covered(block_tokens):

@@ -68,7 +68,7 @@ def test_at_ratio_one_nothing_changes(family, method):
 def test_moving_a_window_as_a_whole_changes_nothing(family, method):
     # Attention sees differences of positions alone. The survivors of "recent" have no gaps, so here, and
     # only here, rotating them to the front is the same as true positions, up to float32 tables.
-    model, ids = tiny_model(family), random_ids(84, 1)
+    model, ids = tiny_model(family), random_ids(70, 1)
     arguments = {"keep_ratio": 0.5, "prune_after": 40, "policy": "recent", "method": method}
     modes = {mode: evaluate(model, ids, positions=mode, **arguments).nll for mode in ("rerotated", "absolute", "cache")}
     torch.testing.assert_close(modes["rerotated"], modes["absolute"], atol=1e-3, rtol=0)
@@ -80,7 +80,7 @@ def test_moving_a_window_as_a_whole_changes_nothing(family, method):
 
 @st.composite
 def questions(draw):
-    length = draw(st.integers(34, 70))
+    length = draw(st.integers(34, 60))
     arguments = {
         "policy": draw(st.sampled_from(POLICIES)),
         "score_from": draw(st.sampled_from(["phase2", "start"])),
@@ -96,7 +96,7 @@ def questions(draw):
     return length, draw(st.integers(0, 5)), arguments
 
 
-@families
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
 @settings(max_examples=5)
 @given(question=questions())
 def test_one_pass_equals_stepwise(family, question):
