@@ -40,6 +40,14 @@ only_mutate = {[f"knorm_core/{module}.py" for module in PURE]!r}
 also_copy = ["suites", "conftest.py"]
 pytest_add_cli_args_test_selection = {[f"suites/core/{name}" for name in TESTS]!r}
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:xdist"]
+timeout_constant = 60.0
+"""
+# Whether a test fails is all that is asked, not the smallest case for which it does.
+NO_SHRINKING = """
+from hypothesis import Phase
+
+settings.register_profile("mutation", settings.default, phases=(Phase.explicit, Phase.generate))
+settings.load_profile("mutation")
 """
 
 
@@ -49,7 +57,7 @@ def main(folder: Path) -> int:
     work.mkdir(parents=True)
     for name in ("knorm_core", "suites"):
         shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "conftest.py", work)
+    (work / "conftest.py").write_text((ROOT / "conftest.py").read_text("utf-8") + NO_SHRINKING, "utf-8")
     (work / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text("utf-8") + CONFIGURATION, "utf-8")
 
     names = [f"knorm_core.{module}.x_{name}__mutmut_*" for module, pure in PURE.items() for name in pure]
