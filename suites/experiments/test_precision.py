@@ -1,6 +1,6 @@
 """One table in float64, float32 and bfloat16, with and without the rounding of norms.
 
-One text of 512 tokens × (1 prefix + 7 rows): CPU-seconds 25 in float64, 15 in float32, 20 in bfloat16.
+One text of 512 tokens × (1 prefix + 7 rows): CPU-seconds 25 in float64, 15 in float32, 60 in bfloat16.
 """
 
 from __future__ import annotations
@@ -122,8 +122,20 @@ def test_float32_chooses_nearly_as_float64_and_bfloat16_does_not(precision_table
                 disagreement(exact[policy, ratio].deaths, precision_tables[dtype][policy, ratio].deaths).differ
                 for dtype in DTYPES[1:]
             )
-            assert single < 0.2
+            # Rounding norms is what keeps ties, and what is nearly one, from being decided by the last bit.
+            assert single < (0.02 if policy == "low_norm" else 0.2)
             assert half > 0.5
-    for dtype, bound in [(torch.float32, 0.02), (torch.bfloat16, 0.2)]:
+    for dtype, bound in [(torch.float32, 2e-3), (torch.bfloat16, 0.05)]:
         for key, choices in precision_tables[dtype].items():
             assert choices.evaluation.ppl == pytest.approx(exact[key].evaluation.ppl, rel=bound)
+
+
+@pytest.mark.repro
+@pytest.mark.xdist_group("precision")
+def test_rounding_norms_makes_float32_choose_more_often_as_float64(precision_tables, claims):
+    exact, single = precision_tables[torch.float64], precision_tables[torch.float32]
+    rounded, unrounded = (
+        sum(disagreement(exact[policy, r].deaths, single[policy, r].deaths).differ for r in RATIOS)
+        for policy in ("low_norm", "low_norm_exact")
+    )
+    assert rounded < unrounded / 10
