@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,14 +62,18 @@ def load_model(
     Raises:
         ModelNotFoundError: (a ValueError) no such model, no safetensors in it, or a wrong checksum.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with ThreadPoolExecutor(1) as pool:
+        # Checking the weights' SHA-256 takes as long as importing part of transformers: do both at once.
+        sought = pool.submit(model_folder, name)
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = model_folder(name)
+        folder = sought.result()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
-    for parameter in model.parameters():
-        # Out of the memory-mapped file: under memory pressure its pages are dropped and read again in
-        # the middle of a forward pass.
-        parameter.data = parameter.data.clone()
+    if dtype != torch.float64:  # which no checkpoint is stored in, so that these are copies already
+        for parameter in model.parameters():
+            # Out of the memory-mapped file: under memory pressure its pages are dropped and read again in
+            # the middle of a forward pass.
+            parameter.data = parameter.data.clone()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return model.to(device).eval(), tokenizer
 
@@ -120,11 +125,10 @@ def convert_embedded() -> Path:
     The folder appears in one rename, so an interrupted conversion leaves nothing half-written, and of
     two at once the second waits for the first.
     """
-    import transformers
     from filelock import FileLock
 
     # A tokenizer saved by one major version of transformers is not always read by another.
-    major = transformers.__version__.split(".")[0]
+    major = importlib.metadata.version("transformers").split(".")[0]
     folder = cache_folder() / f"{EMBEDDED}-transformers{major}"
     if not (folder / _WEIGHTS).exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

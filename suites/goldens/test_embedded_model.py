@@ -67,7 +67,6 @@ def test_keep_ratio_one_is_the_models_own_loss(tables, samples, embedded_model):
 # every commit, the whole text with the other goldens (20 s each).
 STRETCHES = [
     pytest.param("cache", 64, marks=pytest.mark.fast),
-    pytest.param("absolute", 64, marks=pytest.mark.fast),
     ("cache", None),
     ("absolute", None),
 ]
