@@ -228,7 +228,7 @@ def test_survivors_move_at_every_eviction_and_stay_so_until_the_next(fed_before,
 
 def test_a_pass_that_begins_between_two_evictions_is_refused():
     key = torch.randn(1, 1, 40, 4)
-    with pytest.raises(AssertionError, match="begins at an eviction or before the first"):
+    with pytest.raises(AssertionError, match=r"^a pass begins at an eviction or before the first$"):
         moving_attention(key[:, :, :15], key, key, torch.full((1, 1, 40), NEVER), [20, 30], moved)
 
 
@@ -247,3 +247,18 @@ def test_a_key_is_turned_by_position_times_frequency(dtype, atol):
         turned.double(), torch.cat([expected.real, expected.imag, wide[..., 6:]], dim=-1), rtol=0, atol=atol
     )
     assert torch.equal(turned[..., 6:], keys[..., 6:])
+
+
+def test_each_head_turns_by_positions_of_its_own_in_the_precision_of_its_keys():
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(2, 3, 5, 4, generator=generator)
+    by = torch.randint(-50, 50, (2, 3, 5), generator=generator)
+    frequencies = torch.tensor([1.0, 0.1], dtype=torch.float64)
+    turned = rotate(keys, by, frequencies)
+    for row in range(2):
+        for head in range(3):
+            assert torch.equal(turned[row, head], rotate(keys[row, head], by[row, head], frequencies))
+    # Angles are taken in float64, since positions are large, and all else in float32.
+    angles = by.double().unsqueeze(-1) * frequencies
+    cos, sin, one, other = angles.cos().float(), angles.sin().float(), keys[..., :2], keys[..., 2:]
+    assert torch.equal(turned, torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1))

@@ -29,6 +29,7 @@ MESSAGES = [
     (lambda: kept_count(1.5, 0.5), TypeError, "length=1.5 is not an integer: give one of at least 0"),
     (lambda: check_keep_ratio("0.5"), TypeError, "keep_ratio='0.5' is not a number: give one in (0, 1]"),
     (lambda: check_keep_ratio(True), TypeError, "keep_ratio=True is not a number: give one in (0, 1]"),
+    (lambda: check_keep_ratio(0.0), ValueError, "keep_ratio=0.0 is outside (0, 1]"),
     (lambda: check_keep_ratio(1.01), ValueError, "keep_ratio=1.01 is outside (0, 1]"),
     (lambda: check_int("n", True, 1), TypeError, "n=True is not an integer: give one of at least 1"),
     (lambda: effective_prune_after(99, 0), ValueError, "prune_after=0 is below 1, the least that is allowed"),

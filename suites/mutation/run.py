@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LEAST = 0.90
+MEMORY = 6 << 30  # bytes of address space: a mutant that appends for ever is to die of it, and nobody else
 SURVIVED = (0, 5, 33, None)  # mutmut's exit codes: the tests passed, or none of them runs the function
 TIMEOUT = (24, -24, 36, 152, 255)
 
@@ -60,6 +62,7 @@ def main(folder: Path) -> int:
     (work / "conftest.py").write_text((ROOT / "conftest.py").read_text("utf-8") + NO_SHRINKING, "utf-8")
     (work / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text("utf-8") + CONFIGURATION, "utf-8")
 
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     names = [f"knorm_core.{module}.x_{name}__mutmut_*" for module, pure in PURE.items() for name in pure]
     names = [name.replace("x_*__mutmut_*", "*") for name in names]
     subprocess.run([sys.executable, "-m", "mutmut", "run", "--max-children", "2", *names], cwd=work, check=True)
