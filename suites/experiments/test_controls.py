@@ -178,5 +178,5 @@ def against_the_paper(text_set, evaluations):
         if inverted.low > 1:
             yield (
                 f"Position drift: at keep {ratio}, feeding positions from the cache length makes the perplexity of low "
-                f"norm {inverted.ratio - 1:+.1%} higher ({inverted}) with the same keys evicted by the same rule."
+                f"norm {inverted.ratio - 1:+.1%} higher ({inverted}), with the same rule of eviction."
             )

@@ -174,3 +174,25 @@ def test_means_and_peaks_are_equal_where_they_are_said_to_be(text_set, memory_ta
         assert means[f"budget {BUDGET}"] == pytest.approx(MEAN, rel=0.01)
         peaks = {found[0].peak_cache for (name, how), found in tables.items() if name == policy and how.endswith("256")}
         assert peaks == {PEAK}
+
+
+@both_texts
+def test_at_equal_mean_the_gentle_ratio_loses(text_set, memory_tables, claims):
+    # Keep 0.9 evicts often from a small cache, and every time the newest keys of high norm are candidates.
+    tables = memory_tables(text_set)
+    often, seldom = tables["low_norm", "keep 0.9, prune_after 137"], tables["low_norm", "keep 0.5, prune_after 176"]
+    assert perplexity_ratio(often, seldom).low > 1
+
+
+@both_texts
+def test_at_equal_memory_a_budget_by_norm_alone_is_worst_and_a_window_of_recent_tokens_mends_it(
+    text_set, memory_tables, claims
+):
+    tables = memory_tables(text_set)
+    budget, protected = tables["low_norm", f"budget {BUDGET}"], tables["low_norm", f"budget {BUDGET}, window 32"]
+    often = tables["low_norm", "keep 0.9, prune_after 137"]
+    assert perplexity_ratio(budget, often).low > 1
+    assert perplexity_ratio(protected, often).high < 1
+    # More memory at every moment, and worse: a cache that is always full evicts at every token.
+    full, breathing = tables["low_norm", f"budget {PEAK}"], tables["low_norm", f"keep 0.5, prune_after {PEAK}"]
+    assert perplexity_ratio(full, breathing).low > 1
