@@ -215,7 +215,12 @@ def test_a_model_of_which_every_layer_slides_has_nothing_to_compress():
     import transformers
 
     config = transformers.MistralConfig(
-        vocab_size=97, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, sliding_window=9
+        vocab_size=97,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        sliding_window=9,
     )
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(ValueError, match=r"no layer is left to compress: .* sliding-window layers=\[0, 1\]"):

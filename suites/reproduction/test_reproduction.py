@@ -9,6 +9,7 @@ from statistics import fmean
 import pytest
 
 from knorm_core import Evaluation, evaluate_table, perplexity
+from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.texts import TEXT_SETS, text_names
 from suites.plugins.inputs import DEFAULT_SETTINGS, made_from, settings_suffix
 
@@ -79,10 +80,13 @@ def test_table_matches_baseline(
     text_set, position_mode, table_of, language_model, texts_of, golden, show_table, request
 ):
     option = request.config.getoption
-    rows = pooled_rows(text_set, position_mode, table_of, language_model, texts_of, option)
+    evaluations = pooled_evaluations(text_set, position_mode, table_of, language_model, texts_of, option)
+    rows = [table_row(ratio, of_ratio) for ratio, of_ratio in evaluations.items()]
     show_table(
-        f"{text_set}, {position_mode} positions ({language_model.slug}, {option('knorm_dtype')})",
-        [shown(row, rows[0]["ppl"]) for row in rows],
+        f"{text_set} ({len(evaluations[1.0])} texts), {position_mode} positions, "
+        f"{language_model.slug} in {option('knorm_dtype')}",
+        [shown(row, perplexity_ratio(evaluations[row["keep_ratio"]], evaluations[1.0])) for row in rows],
+        "Interval: paired, blockwise bootstrap of the ratio to keep 1.0. Evictions and tokens: all texts together.",
     )
     if option("knorm_dtype") != "float64":
         pytest.skip("baselines are float64: the table is shown at the end and not compared")
@@ -103,39 +107,41 @@ def test_perplexity_rises_as_keep_ratio_falls_except_where_known(
     default = all(option(f"knorm_{name}") == value for name, value in DEFAULT_SETTINGS.items())
     if language_model.name != "smollm2-135m" or not default or (text_set, position_mode) not in NOT_RISING:
         pytest.skip("where perplexity rises is stated for the embedded model, default settings and known texts")
-    rows = pooled_rows(text_set, position_mode, table_of, language_model, texts_of, option)
+    rows = pooled_evaluations(text_set, position_mode, table_of, language_model, texts_of, option)
     falling = {
-        (higher["keep_ratio"], lower["keep_ratio"]) for higher, lower in pairwise(rows) if lower["ppl"] <= higher["ppl"]
+        (higher, lower)
+        for higher, lower in pairwise(option("knorm_keep_ratios"))
+        if perplexity(rows[lower]) <= perplexity(rows[higher])
     }
     assert falling == NOT_RISING[text_set, position_mode]
 
 
-def pooled_rows(text_set, position_mode, table_of, language_model, texts_of, option):
-    """A row per keep ratio: perplexity over all scored tokens of the set, and the cache behind it."""
+def pooled_evaluations(text_set, position_mode, table_of, language_model, texts_of, option):
+    """{keep ratio: one evaluation per text of the set}."""
     count = len(texts_of(language_model, text_set, option("knorm_max_eval_tokens")))
     tables = [table_of(text_set, index) for index in range(count)]
-    rows = []
-    for ratio in option("knorm_keep_ratios"):
-        evaluations = [table[position_mode, ratio] for table in tables]
-        rows.append(
-            {
-                "keep_ratio": ratio,
-                "ppl": perplexity(evaluations),
-                "scored_tokens": sum(len(evaluation.nll) for evaluation in evaluations),
-                "evictions_per_layer": sum(max(evaluation.evictions_per_layer) for evaluation in evaluations),
-                "mean_cache": fmean(evaluation.mean_cache for evaluation in evaluations),
-                "peak_cache": max(evaluation.peak_cache for evaluation in evaluations),
-            }
-        )
-    return rows
+    return {ratio: [table[position_mode, ratio] for table in tables] for ratio in option("knorm_keep_ratios")}
 
 
-def shown(row, uncompressed):
-    """The row as a person reads it."""
+def table_row(ratio, evaluations):
+    """Perplexity over all scored tokens of a set, and the cache behind it."""
+    return {
+        "keep_ratio": ratio,
+        "ppl": perplexity(evaluations),
+        "scored_tokens": sum(len(evaluation.nll) for evaluation in evaluations),
+        "evictions_per_layer": sum(max(evaluation.evictions_per_layer) for evaluation in evaluations),
+        "mean_cache": fmean(evaluation.mean_cache for evaluation in evaluations),
+        "peak_cache": max(evaluation.peak_cache for evaluation in evaluations),
+    }
+
+
+def shown(row, interval):
+    """The row as a person reads it; ``interval`` is of its perplexity over that of keep ratio 1."""
     return {
         "keep ratio": str(row["keep_ratio"]),
         "PPL": row["ppl"],
-        "change": "baseline" if row["keep_ratio"] == 1 else f"{row['ppl'] / uncompressed - 1:+.1%}",
+        "change": "baseline" if row["keep_ratio"] == 1 else f"{interval.ratio - 1:+.1%}",
+        "95 % interval": "" if row["keep_ratio"] == 1 else str(interval),
         "scored tokens": row["scored_tokens"],
         "evictions per layer": row["evictions_per_layer"],
         "mean cache": f"{row['mean_cache']:.1f}",
