@@ -95,13 +95,19 @@ def test_low_norm_beats_random_whatever_the_seed(text_set, ratio, evaluations, c
 
 
 @both_texts
-@pytest.mark.parametrize("ratio", [0.9, 0.5])
-def test_random_beats_high_norm_at_moderate_ratios(text_set, ratio, evaluations, claims):
-    high = evaluations(text_set, Row("high_norm", ratio))
-    assert is_better(random_mean(text_set, ratio, evaluations), high)
-    if ratio == 0.9:
-        for seed in SEEDS:
-            assert is_better(evaluations(text_set, Row("random", ratio, seed=seed)), high), seed
+def test_random_beats_high_norm_at_keep_nine_tenths_whatever_the_seed(text_set, evaluations, claims):
+    high = evaluations(text_set, Row("high_norm", 0.9))
+    for seed in SEEDS:
+        assert is_better(evaluations(text_set, Row("random", 0.9, seed=seed)), high), seed
+
+
+@both_texts
+def test_random_beats_high_norm_at_keep_a_half_on_the_average_of_seeds(text_set, evaluations, claims):
+    # By a quarter to a third on both texts; on the articles a few tokens of enormous loss under high norm
+    # make most of it, and the interval does not exclude no change.
+    random, high = random_mean(text_set, 0.5, evaluations), evaluations(text_set, Row("high_norm", 0.5))
+    assert perplexity_ratio(random, high).ratio < 0.8
+    assert is_better(random, high) == (text_set == "embedded-narrative")
 
 
 @both_texts
