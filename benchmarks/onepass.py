@@ -12,7 +12,6 @@ length only swings between the kept count and prune_after. Peak memory is measur
 from __future__ import annotations
 
 import argparse
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from rich.table import Table
 from torch.utils.benchmark import Timer
 
 from knorm_core import evaluate, evaluate_table, load_model, load_texts
+from knorm_core.latency.environment import cpu_name
 
 PRUNE_AFTER = 256
 RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1)
@@ -43,7 +43,7 @@ def main() -> None:
         print(peak_memory_of(arguments.memory_of, model, ids))
         return
     console = Console()
-    console.print(f"{processor()}, 1 thread, torch {torch.__version__}, float32, prune_after {PRUNE_AFTER}")
+    console.print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, float32, prune_after {PRUNE_AFTER}")
     table = Table(title="Time as a multiple of a plain uncompressed forward with the same logits (median of rounds)")
     for heading in ("tokens", "plain forward", "keep 0.99", "keep 0.9", "keep 0.5", "keep 0.1", "budget 256", "table"):
         table.add_column(heading, justify="right")
@@ -120,14 +120,6 @@ def model_and_ids(length: int) -> tuple[torch.nn.Module, torch.Tensor]:
     [text] = load_texts("embedded-narrative", tokenizer, max_eval_tokens=length)
     repeats = -(-length // len(text.input_ids))  # the narrative has some 5,200 tokens; speed does not read
     return model, text.input_ids.repeat(repeats)[:length]
-
-
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

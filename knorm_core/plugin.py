@@ -71,6 +71,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="float64",
         help="precision of weights and activations; baselines are float64 (default: %(default)s)",
     )
+    group.addoption(
+        "--knorm-report",
+        default=None,
+        metavar="DIR",
+        help="write the results as data and as a page, DIR/index.html (default: no report)",
+    )
     group.addoption("--knorm-device", default="cpu", metavar="DEVICE", help="torch device (default: %(default)s)")
 
 

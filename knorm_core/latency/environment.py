@@ -76,7 +76,7 @@ def watched(model: nn.Module) -> Iterator[Callable[[], Environment]]:
             transformers=_version("transformers"),
             python=platform.python_version(),
             platform=platform.platform(),
-            cpu=_cpu_name(),
+            cpu=cpu_name(),
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
             cores=psutil.cpu_count() or 1,
             device=torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else parameter.device.type,
@@ -99,7 +99,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name, as it tells the system."""
     # platform.processor() is empty on most Linux systems
     description = Path("/proc/cpuinfo")
     if description.exists():

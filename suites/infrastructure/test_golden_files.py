@@ -39,7 +39,9 @@ TEST = """
 @pytest.fixture
 def project(pytester):
     """A little repository that uses our plugins; call it to run pytest there."""
-    pytester.makeconftest('pytest_plugins = ["suites.plugins.tables", "suites.plugins.golden"]')
+    pytester.makeconftest(
+        'pytest_plugins = ["suites.plugins.tables", "suites.plugins.results", "suites.plugins.golden"]'
+    )
     pytester.makepyfile(TEST)
 
     def run(*arguments, **environment):

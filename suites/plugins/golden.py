@@ -24,6 +24,9 @@ import yaml
 from rich.table import Table
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
+from knorm_core.compare import changed_cells
+from knorm_core.results import Baseline, Cell
+from suites.plugins.results import RecordTable
 from suites.plugins.tables import print_table
 
 RTOL = 1e-6
@@ -34,8 +37,11 @@ _VERSIONS = "versions"
 class Golden:
     """Compare rows of numbers with a baseline; see `check`."""
 
-    def __init__(self, root: Path, staging: Path | None, regression: Any, command: str) -> None:
+    def __init__(
+        self, root: Path, staging: Path | None, regression: Any, command: str, record_table: RecordTable
+    ) -> None:
         self._root, self._staging, self._regression, self._command = root, staging, regression, command
+        self._record_table = record_table
 
     def check(
         self,
@@ -62,26 +68,36 @@ class Golden:
             index=pandas.Index([" ".join(str(row[column]) for column in key) for row in rows], name=" ".join(key)),
         )
         provenance = {**made_from, _VERSIONS: _versions()}
+
+        def record(status: str, cells: Sequence[Cell] = ()) -> None:
+            self._record_table(name, rows, key=key, made_from=provenance, baseline=Baseline(status, rtol, atol, cells))
+
         if self._staging is not None:
             self._stage(name, frame, provenance, rtol, atol)
+            record("same")
             return
         table, source = self._root / f"{name}.csv", self._root / f"{name}.yml"
         if not table.exists() or not source.exists():
+            record("missing")
             pytest.fail(f"no baseline {table}: to make it, run\n    {self._command}", pytrace=False)
         made = yaml.safe_load(source.read_text(encoding="utf-8"))
         changed = [
             f"{what}: {made.get(what)} -> {value}" for what, value in made_from.items() if made.get(what) != value
         ]
         if changed:
+            record("other source")
             pytest.fail(
                 f"{table} was made from something else, so its numbers say nothing about this run:\n  "
                 + "\n  ".join(changed)
                 + f"\nIf that is meant: {self._command}",
                 pytrace=False,
             )
+        cells = changed_cells(_rows(_read(table)), _rows(frame))
         try:
             self._regression.check(frame, fullpath=table, default_tolerance={"rtol": rtol, "atol": atol})
+            record("same", cells)
         except AssertionError as error:
+            record("changed", cells)
             now = _versions()
             versions = [f"{what} {old} -> {now[what]}" for what, old in made[_VERSIONS].items() if old != now[what]]
             pytest.fail(
@@ -116,8 +132,9 @@ class BaselineText(SingleFileSnapshotExtension):
 
 
 @pytest.fixture
-def golden(request: pytest.FixtureRequest, dataframe_regression: Any) -> Golden:
-    return Golden(_root(request.config), _staging(request.config), dataframe_regression, _command(request.config))
+def golden(request: pytest.FixtureRequest, dataframe_regression: Any, record_table: RecordTable) -> Golden:
+    config = request.config
+    return Golden(_root(config), _staging(config), dataframe_regression, _command(config), record_table)
 
 
 @pytest.fixture
@@ -198,17 +215,23 @@ def _move(staging: Path, root: Path) -> Iterator[tuple[str, ...]]:
 
 
 def _cells(name: str, old: Path, new: Path) -> Iterator[tuple[str, ...]]:
-    after = pandas.read_csv(new, index_col=0)
+    after = _read(new)
     if not old.exists():
         yield (name, f"{len(after)} rows", "", "", "new")
         return
-    before = pandas.read_csv(old, index_col=0)
-    for row in before.index.union(after.index, sort=False):
-        for column in before.columns.union(after.columns, sort=False):
-            was = before[column].get(row, "–") if column in before else "–"
-            now = after[column].get(row, "–") if column in after else "–"
-            if was != now and not (pandas.isna(was) and pandas.isna(now)):
-                yield (name, str(row), str(column), str(was), str(now))
+    for cell in changed_cells(_rows(_read(old)), _rows(after)):
+        was, now = ("–" if value is None else str(value) for value in (cell.baseline, cell.value))
+        yield (name, cell.row, cell.column, was, now)
+
+
+def _read(table: Path) -> Any:
+    frame = pandas.read_csv(table, index_col=0)
+    frame.index = frame.index.map(str)
+    return frame
+
+
+def _rows(frame: Any) -> dict[str, dict[str, Any]]:
+    return frame.to_dict(orient="index")
 
 
 def _root(config: pytest.Config) -> Path:
