@@ -1,10 +1,10 @@
 """How fast the one-pass evaluation is: against a plain forward, against stepwise, a whole table, and memory.
 
-    python benchmarks/onepass.py [--lengths 1024,2048,4096,8192] [--rounds 5]
+    python benchmarks/onepass.py [--lengths 1024,2048,4096,8192] [--rounds 7]
 
-Everything is timed in one process, warm, in float32 with one thread, in rounds: each round times the plain
-forward and every variant once, in turn, and the figure is the median over rounds of their ratio within the
-round, so that a machine whose speed drifts does not decide. Stepwise is timed over a measured stretch of the
+Everything is timed in one process, warm, in float32 with one thread, as CPU time: each variant runs right after a
+plain forward of its own, in rounds, and the figure is the median over rounds of that pair's ratio, so that
+neither other processes nor a machine whose speed drifts decide. Stepwise is timed over a measured stretch of the
 text and extrapolated to all of it: its cost per token is the same throughout phase 2, since the cache
 length only swings between the kept count and prune_after. Peak memory is measured in processes of their own.
 """
@@ -16,11 +16,11 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch.utils.benchmark import Timer
 
 from knorm_core import evaluate, evaluate_table, load_model, load_texts
@@ -33,7 +33,7 @@ RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--lengths", default="1024,2048,4096,8192")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory-of", choices=("plain", "onepass"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -44,12 +44,14 @@ def main() -> None:
         return
     console = Console()
     console.print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, float32, prune_after {PRUNE_AFTER}")
-    table = Table(title="Time as a multiple of a plain uncompressed forward with the same logits (median of rounds)")
-    for heading in ("tokens", "plain forward", "keep 0.99", "keep 0.9", "keep 0.5", "keep 0.1", "budget 256", "table"):
-        table.add_column(heading, justify="right")
+    console.print("CPU time as a multiple of a plain uncompressed forward with the same logits: median [quartiles]")
     for length in lengths:
-        table.add_row(*row(model, ids[:length], arguments.rounds))
-    console.print(table)
+        for name, seconds, ratios in pairs(model, ids[:length], arguments.rounds):
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            plain = f"plain {seconds:.2f} s"
+            console.print(
+                f"{length:>6,} tokens, {plain}: {name:<12} {middle:.3f} [{low:.3f}, {high:.3f}]", highlight=False
+            )
     console.print(
         f"stepwise takes {stepwise_ratio(model, ids[:1024]):.1f} times as long as one pass at 1,024 tokens, keep 0.5"
     )
@@ -62,27 +64,30 @@ def main() -> None:
             )
 
 
-def row(model: torch.nn.Module, ids: torch.Tensor, rounds: int) -> list[str]:
+def pairs(model: torch.nn.Module, ids: torch.Tensor, rounds: int) -> Iterator[tuple[str, float, list[float]]]:
+    """Per variant: its name, the median seconds of a plain forward, and the ratio of every pair."""
     variants: dict[str, Callable[[], object]] = {
-        "plain": lambda: plain_forward(model, ids),
-        **{str(r): lambda r=r: evaluate(model, ids, keep_ratio=r) for r in (0.99, 0.9, 0.5, 0.1)},
-        "budget": lambda: evaluate(model, ids, when="fixed_budget", budget=PRUNE_AFTER),
+        **{f"keep {r}": lambda r=r: evaluate(model, ids, keep_ratio=r) for r in (0.99, 0.9, 0.5, 0.1)},
+        "budget 256": lambda: evaluate(model, ids, when="fixed_budget", budget=PRUNE_AFTER),
     }
     if len(ids) <= 1024:
-        variants["table"] = lambda: evaluate_table(
+        variants["table of 11"] = lambda: evaluate_table(
             model, ids, keep_ratios=RATIOS, positions=("absolute", "cache"), prune_after=PRUNE_AFTER
         )
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for index in range(rounds + 1):
-        for name, variant in variants.items():
-            seconds = Timer("variant()", globals={"variant": variant}).timeit(1).mean
-            if index:  # the first round warms up
-                times[name].append(seconds)
-    cells = [f"{len(ids):,}", f"{statistics.median(times['plain']):.2f} s"]
-    for name in list(variants)[1:]:
-        ratios = [a / b for a, b in zip(times[name], times["plain"], strict=True)]
-        cells.append(f"{statistics.median(ratios):.2f}")
-    return cells + [""] * (8 - len(cells))
+    for name, variant in variants.items():
+        cpu_seconds(variant)  # warm
+        # A plain forward on either side: their mean is what the machine was worth while the variant ran.
+        plain = [cpu_seconds(lambda: plain_forward(model, ids))]
+        ratios = []
+        for _ in range(rounds):
+            seconds = cpu_seconds(variant)
+            plain.append(cpu_seconds(lambda: plain_forward(model, ids)))
+            ratios.append(seconds / statistics.fmean(plain[-2:]))
+        yield name, statistics.median(plain), ratios
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    return Timer("run()", globals={"run": run}, timer=time.process_time).timeit(1).mean
 
 
 @torch.inference_mode()
@@ -93,12 +98,15 @@ def plain_forward(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 def stepwise_ratio(model: torch.nn.Module, ids: torch.Tensor, stretch: int = 384) -> float:
     """Stepwise over onepass at the full length, stepwise extrapolated from the first ``stretch`` tokens."""
-    part = Timer("f()", globals={"f": lambda: evaluate(model, ids[:stretch], keep_ratio=0.5, method="stepwise")})
-    whole = Timer("f()", globals={"f": lambda: evaluate(model, ids, keep_ratio=0.5)})
-    whole.timeit(1)
-    return statistics.median(
-        part.timeit(1).mean * (len(ids) - 1) / (stretch - 1) / whole.timeit(1).mean for _ in range(3)
-    )
+
+    def part() -> object:
+        return evaluate(model, ids[:stretch], keep_ratio=0.5, method="stepwise")
+
+    def whole() -> object:
+        return evaluate(model, ids, keep_ratio=0.5)
+
+    cpu_seconds(whole)
+    return statistics.median(cpu_seconds(part) * (len(ids) - 1) / (stretch - 1) / cpu_seconds(whole) for _ in range(3))
 
 
 def peak_memory_of(what: str, model: torch.nn.Module, ids: torch.Tensor) -> float:

@@ -14,6 +14,7 @@ from knorm_core import evaluate
 from knorm_core.attention import NEVER
 from knorm_core.experiments.precision import Disagreement, disagreement, evaluate_choices
 from suites.families import random_ids, tiny_model
+from suites.plugins.inputs import made_from
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 RATIOS = (0.9, 0.5, 0.1)
@@ -74,32 +75,52 @@ def precision_tables(language_model, short_texts):
 @pytest.mark.repro
 @pytest.mark.xdist_group("precision")
 def test_precision_table_is_shown_and_its_float64_part_matches_the_baseline(
-    precision_tables, short_texts, check_rows, show_table
+    precision_tables, language_model, short_texts, check_rows, record_table, show_table
 ):
-    exact = precision_tables[torch.float64]
-    rows, shown = [], []
-    for dtype in DTYPES:
-        for (policy, ratio), choices in precision_tables[dtype].items():
-            apart = disagreement(exact[policy, ratio].deaths, choices.deaths)
-            shift = choices.evaluation.ppl / exact[policy, ratio].evaluation.ppl - 1
-            shown.append(
-                {
-                    "precision": str(dtype).removeprefix("torch."),
-                    "policy": policy,
-                    "keep ratio": str(ratio),
-                    "PPL": choices.evaluation.ppl,
-                    "against float64": f"{shift:+.1e}",
-                    "evictions": apart.evictions,
-                    "other choice": f"{apart.differ:.2%}",
-                    "other keys": f"{apart.keys_differ:.2%}",
-                }
-            )
-            if dtype == torch.float64:
-                rows.append({"policy": policy, "keep_ratio": ratio, "ppl": choices.evaluation.ppl})
+    rows = precision_rows(precision_tables)
+    shown = [
+        {
+            "precision": row["dtype"],
+            "policy": row["policy"],
+            "keep ratio": str(row["keep_ratio"]),
+            "PPL": row["ppl"],
+            "against float64": f"{row['shift']:+.1e}",
+            "evictions": row["evictions"],
+            "other choice": f"{row['differ']:.2%}",
+            "other keys": f"{row['keys_differ']:.2%}",
+        }
+        for row in rows
+    ]
     show_table("precision, embedded-articles, 512 tokens", shown, *tolerances(precision_tables))
-    # The other precisions depend on the machine's instructions: they are shown, and bounded below.
     texts = short_texts("embedded-articles")[:1]
-    check_rows("embedded-articles/precision", rows, ["policy", "keep_ratio"], texts, prune_after=256, tokens=512)
+    # Other precisions depend on the machine's instructions: they are shown and recorded, and bounded below.
+    record_table(
+        f"{language_model.slug}/embedded-articles/precision-dtypes",
+        rows,
+        key=["dtype", "policy", "keep_ratio"],
+        made_from=made_from(language_model, texts, prune_after=256, tokens=512),
+    )
+    pinned = [
+        {name: row[name] for name in ("policy", "keep_ratio", "ppl")} for row in rows if row["dtype"] == "float64"
+    ]
+    check_rows("embedded-articles/precision", pinned, ["policy", "keep_ratio"], texts, prune_after=256, tokens=512)
+
+
+def precision_rows(tables):
+    """Per precision, policy and keep ratio: perplexity, and how often an eviction chose otherwise than float64."""
+    exact = tables[torch.float64]
+    return [
+        {
+            "dtype": str(dtype).removeprefix("torch."),
+            "policy": policy,
+            "keep_ratio": ratio,
+            "ppl": choices.evaluation.ppl,
+            "shift": choices.evaluation.ppl / exact[policy, ratio].evaluation.ppl - 1,
+            **vars(disagreement(exact[policy, ratio].deaths, choices.deaths)),
+        }
+        for dtype in DTYPES
+        for (policy, ratio), choices in tables[dtype].items()
+    ]
 
 
 def tolerances(tables):
