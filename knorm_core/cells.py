@@ -23,8 +23,17 @@ from knorm_core.models import ModelNotFoundError, load_model, model_folder, mode
 from knorm_core.setting import Setting
 from knorm_core.texts import load_texts
 
-# What decides no number: pytest's side, the contract, the timers, and where results are kept.
-_DECIDES_NOTHING = ("plugin.py", "contract", "latency", "store.py", "sweep.py", "cluster.py")
+# What decides no number: pytest's side, the contract, the timers, reports, and where results are kept.
+_DECIDES_NOTHING = {
+    "plugin.py",
+    "contract",
+    "latency",
+    "results.py",
+    "compare.py",
+    "store.py",
+    "sweep.py",
+    "cluster.py",
+}
 
 
 def code_files() -> list[Path]:

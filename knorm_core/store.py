@@ -80,7 +80,7 @@ class Store:
 
     Attributes:
         found: per result that was looked up with success, when it was computed.
-        computed: how many results were handed in.
+        computed: how many results were handed in, whether or not they could be stored.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fresh: bool = False) -> None:
