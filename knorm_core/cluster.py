@@ -80,11 +80,14 @@ def differences(wanted: Mapping[str, str], got: Mapping[str, str]) -> str:
     'transformers 4.57.1, not 5.23.0'
     """
 
-    def shown(name: str, version: str) -> str:
-        return f"sources {version[:12]}…" if name == "knorm_core" else version.partition("+")[0]
+    def short(name: str, version: str) -> str:
+        return f"{version[:12]}…" if name == "knorm_core" else version.partition("+")[0]
 
-    pairs = [(name, shown(name, got.get(name, "none")), shown(name, version)) for name, version in wanted.items()]
-    return " and ".join(f"{name} {theirs}, not {ours}" for name, theirs, ours in pairs if theirs != ours)
+    pairs = [(name, short(name, got.get(name, "none")), short(name, version)) for name, version in wanted.items()]
+    called = {"knorm_core": "knorm_core's sources"}
+    return " and ".join(
+        f"{called.get(name, name)} {theirs}, not {ours}" for name, theirs, ours in pairs if theirs != ours
+    )
 
 
 # --- on the client
@@ -168,7 +171,8 @@ class _Crew:
             warnings.warn(sentence, ClusterWarning, stacklevel=2)
         if not self._others():
             raise ClusterError(
-                f"no worker is left: {refused.address} has {refused.why}; start workers from the client's environment"
+                f"no worker is left; {refused.address} is refused: {refused.why}. Start workers with the versions of "
+                f"this process"
             )
 
     def ask(self, key: str, cell: Cell) -> Future[Any]:
@@ -185,7 +189,7 @@ class _Crew:
         """Each answer as it comes, with the key that was asked."""
         from distributed import as_completed
 
-        coming = as_completed(futures, with_results=True, raise_errors=False)
+        coming = as_completed(futures, loop=self.client.loop, with_results=True, raise_errors=False)
         for future, result in coming:
             key, cell = self.asked[future.key]
             if isinstance(result, Refused):
