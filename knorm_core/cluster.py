@@ -168,7 +168,7 @@ class _Crew:
         if refused.address not in self.refused:
             self.refused.add(refused.address)
             sentence = f"worker {refused.address} is refused, since its numbers would not be the same: {refused.why}"
-            warnings.warn(sentence, ClusterWarning, stacklevel=2)
+            warnings.warn_explicit(sentence, ClusterWarning, "knorm", 1)
         if not self._others():
             raise ClusterError(
                 f"no worker is left; {refused.address} is refused: {refused.why}. Start workers with the versions of "

@@ -112,27 +112,25 @@ def shown(outcomes: Iterable[Outcome], total: int, file: IO[str]) -> Iterator[Ou
     )
 
     stored = failed = done = 0
-
-    def sentence() -> str:
-        return f"{done} of {total} cells, {stored} from the store, {failed} failed"
-
     console = Console(file=file)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
+    columns += [TextColumn("left"), TimeRemainingColumn()]
+    last = -math.inf
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(sentence(), total=total)
-        last = -math.inf
+        task = bar.add_task("", total=total)
+
+        def show() -> None:
+            nonlocal last
+            sentence = f"{done} of {total} cells, {stored} from the store, {failed} failed"
+            bar.update(task, completed=done, description=sentence)
+            if not console.is_terminal and (done in (0, total) or time.monotonic() - last >= _LINE_EVERY):
+                print(f"knorm: {sentence}", file=file, flush=True)
+                last = time.monotonic()
+
+        show()
         for outcome in outcomes:
             done += 1
             stored += outcome.stored is not None
             failed += outcome.error is not None
-            bar.update(task, completed=done, description=sentence())
-            if not console.is_terminal and (done == total or time.monotonic() - last >= _LINE_EVERY):
-                print(f"knorm: {sentence()}", file=file, flush=True)
-                last = time.monotonic()
+            show()
             yield outcome

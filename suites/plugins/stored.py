@@ -67,16 +67,18 @@ def run_all(
 ) -> Callable[[Iterable[Cell]], dict[Cell, Outcome]]:
     """``run_all(cells)``: their outcomes, from the store, the cluster of --knorm-scheduler, or this process."""
     scheduler = request.config.getoption("knorm_scheduler")
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
+    manager = request.config.pluginmanager
+    terminal, capture = manager.get_plugin("terminalreporter"), manager.get_plugin("capturemanager")
 
     def run(cells: Iterable[Cell]) -> dict[Cell, Outcome]:
         cells = list(cells)
         coming = run_cells(cells, store=result_store, scheduler=scheduler, model=language_model.model)
-        if scheduler and terminal is not None:  # xdist's workers have no terminal
-            terminal.ensure_newline()
-            coming = shown(coming, len(cells), terminal._tw._file)
         try:
-            return {outcome.cell: outcome for outcome in coming}
+            if scheduler is None or terminal is None:  # xdist's workers have no terminal
+                return {outcome.cell: outcome for outcome in coming}
+            with capture.global_and_fixture_disabled():
+                terminal.ensure_newline()
+                return {outcome.cell: outcome for outcome in shown(coming, len(cells), terminal._tw._file)}
         except ClusterError as error:
             sentence = str(error)
         pytest.exit(sentence, pytest.ExitCode.USAGE_ERROR)
@@ -138,18 +140,17 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[_tallies] += getattr(node, "workeroutput", {}).get(_TALLY, [])
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     tallies = config.stash[_tallies]
-    found = sorted(time for tally in tallies for time in tally["found"])
+    found = sorted(time[:16].replace("T", " ") for tally in tallies for time in tally["found"])
     computed = sum(tally["computed"] for tally in tallies)
     if found:
+        when = found[0] if found[0] == found[-1] else f"{found[0]} … {found[-1]}"
         terminalreporter.line(
             f"knorm: {len(found)} of {len(found) + computed} results from the store {tallies[0]['path']}, computed "
-            f"{_shown(found[0])} … {_shown(found[-1])} UTC; --knorm-store off computes them anew"
+            f"{when} UTC; --knorm-store off computes them anew"
         )
     elif computed:
         terminalreporter.line(f"knorm: {computed} results computed, for the store {tallies[0]['path']}")
-
-
-def _shown(time: str) -> str:
-    return time[:16].replace("T", " ")
+    if computed and exitstatus == pytest.ExitCode.INTERRUPTED:
+        terminalreporter.line("knorm: interrupted; the same command goes on from there")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import pytest
 
 from knorm_core.cells import Cell
@@ -12,14 +14,14 @@ from suites.families import VOCABULARY, random_ids, tiny_model
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Weights in safetensors and a tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("models") / "tiny llama"
     tiny_model("llama").save_pretrained(folder)
-    words = {f"w{index}": index for index in range(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = dict(zip(string.printable[:VOCABULARY], range(VOCABULARY), strict=True))
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     return str(folder)
 
