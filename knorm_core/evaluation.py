@@ -206,15 +206,25 @@ def evaluate_rows(
     if any(row.get("compressor") is not None or row.get("method", "onepass") != "onepass" for row in rows.values()):
         return {key: evaluate(model, input_ids, **row) for key, row in rows.items()}
     ids, settings = check_rows(model, input_ids, rows)
+    evaluation_of = shared_rows(model, ids)
+    return {key: evaluation_of(row) for key, row in settings.items()}
+
+
+def shared_rows(model: nn.Module, ids: torch.Tensor) -> Callable[[Setting], Evaluation]:
+    """One pass for any checked setting of one text; what settings have in common is computed once.
+
+    Keeps phase 1 (keys and values of every layer) for as long as the returned function lives.
+    """
     prefix_of = onepass.shared_prefixes(model, ids)
     done: dict[str, Evaluation] = {}
-    table: dict[Key, Evaluation] = {}
-    for key, row in settings.items():
-        same = repr(_plainest(row))
+
+    def evaluation_of(setting: Setting) -> Evaluation:
+        same = repr(_plainest(setting))
         if same not in done:
-            done[same] = _one_pass(model, ids, row, prefix_of(row))
-        table[key] = done[same]
-    return table
+            done[same] = _one_pass(model, ids, setting, prefix_of(setting))
+        return done[same]
+
+    return evaluation_of
 
 
 def _plainest(setting: Setting) -> Setting:

@@ -78,6 +78,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write the results as data and as a page, DIR/index.html (default: no report)",
     )
     group.addoption("--knorm-device", default="cpu", metavar="DEVICE", help="torch device (default: %(default)s)")
+    group.addoption(
+        "--knorm-store",
+        type=_store,
+        default=None,
+        metavar="FILE.sqlite|off",
+        help="where results are kept and found again by later runs of the reproduction, or off to compute them "
+        "anew (default: $KNORM_STORE, else results.sqlite in the user's cache folder)",
+    )
+    group.addoption(
+        "--knorm-scheduler",
+        default=None,
+        metavar="ADDRESS",
+        help="Dask scheduler (tcp://…) whose workers are to compute the reproduction's tables (default: this machine)",
+    )
+
+
+def _store(value: str) -> str:
+    if value != "off" and not value.endswith(".sqlite"):
+        raise argparse.ArgumentTypeError(f"{value!r} is neither off nor the name of a file that ends in .sqlite")
+    return value
 
 
 def _ratios(value: str) -> tuple[float, ...]:

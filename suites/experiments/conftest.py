@@ -6,8 +6,10 @@ import functools
 
 import pytest
 
+from knorm_core.encoding import each
 from knorm_core.experiments.controls import Row, control_rows
 from knorm_core.experiments.divergence import divergence
+from knorm_core.experiments.encoding import DIVERGENCE
 from suites.plugins.inputs import made_from
 
 # Tokens and number of texts: 255 scored tokens each at prune_after 256.
@@ -43,13 +45,25 @@ def claims(language_model, request):
 
 
 @pytest.fixture(scope="session")
-def control_tables(language_model, short_texts):
+def control_tables(language_model, short_texts, remembered):
     """``control_tables(text_set)``: {row: Divergence} per text, computed once per process."""
 
     @functools.cache
     def tables(text_set):
         rows = {row: row.arguments() for row in [*control_rows(RATIOS), *DRIFTED]}
-        return [divergence(language_model.model, text.input_ids, rows) for text in short_texts(text_set)]
+
+        def table(text):
+            found = remembered(
+                "divergence",
+                f"{text_set}: {text.title}",
+                text.input_ids,
+                list(rows.values()),
+                lambda: list(divergence(language_model.model, text.input_ids, rows).values()),
+                each(DIVERGENCE),
+            )
+            return dict(zip(rows, found, strict=True))
+
+        return [table(text) for text in short_texts(text_set)]
 
     return tables
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knorm_core import evaluate, evaluate_rows, eviction_schedule, perplexity
+from knorm_core import evaluate, eviction_schedule, perplexity
 from knorm_core.counts import cache_lengths
 from knorm_core.experiments.controls import UNCOMPRESSED, Row, shown_change
 from knorm_core.experiments.equal_memory import (
@@ -104,13 +104,13 @@ both_texts = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="session")
-def memory_tables(language_model, short_texts, control_tables):
+def memory_tables(rows_of, short_texts, control_tables):
     """``memory_tables(text_set)``: {(policy, how): one evaluation per text} over the last 255 tokens."""
 
     @functools.cache
     def tables(text_set):
         rows = {key: row | {"policy": key[0]} for key, row in NEW_ROWS.items()}
-        new = [evaluate_rows(language_model.model, text.input_ids, rows) for text in short_texts(text_set)]
+        new = [rows_of(f"{text_set}: {text.title}", text.input_ids, rows) for text in short_texts(text_set)]
         found = {key: [table[key] for table in new] for key in rows}
         for policy in ("low_norm", "sink_recent"):
             for ratio in (0.9, 0.5, 0.1):

@@ -10,7 +10,6 @@ import functools
 
 import pytest
 
-from knorm_core import evaluate_rows
 from knorm_core.experiments.controls import pooled, shown_change
 from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
 from knorm_core.experiments.layers_skipped import SkipRow, only, skip_rows
@@ -37,13 +36,13 @@ def test_only_is_everything_else():
 
 
 @pytest.fixture(scope="session")
-def skip_table(language_model, short_texts):
+def skip_table(rows_of, short_texts):
     """``skip_table(text_set)``: {row: Evaluation} of the set's first text, computed once per process."""
 
     @functools.cache
     def table(text_set):
-        ids = short_texts(text_set)[0].input_ids
-        return evaluate_rows(language_model.model, ids, {row: row.arguments() for row in ROWS})
+        text = short_texts(text_set)[0]
+        return rows_of(f"{text_set}: {text.title}", text.input_ids, {row: row.arguments() for row in ROWS})
 
     return table
 
@@ -119,13 +118,13 @@ def one_text(language_model, texts_of):
 
 
 @pytest.fixture(scope="session")
-def layer_table(language_model, one_text):
+def layer_table(language_model, rows_of, one_text):
     """{layer: Evaluation with that layer alone compressed}, with None uncompressed and "all" all of them."""
     layers = language_model.model.config.num_hidden_layers
     rows = {None: {"keep_ratio": 1.0}, "all": {"keep_ratio": RATIO}}
     rows |= {layer: {"keep_ratio": RATIO, "skip_layers": only(layer, layers)} for layer in range(layers)}
     rows = {key: row | {"prune_after": PRUNE_AFTER} for key, row in rows.items()}
-    return evaluate_rows(language_model.model, one_text[0].input_ids, rows)
+    return rows_of(f"embedded-articles: {one_text[0].title}", one_text[0].input_ids, rows)
 
 
 @pytest.mark.repro

@@ -15,6 +15,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knorm_core.encoding import each
+from knorm_core.experiments.encoding import HEAD
 from knorm_core.experiments.norm_attention import alr, alr_random, observe, spearman
 from suites.families import random_ids, tiny_model
 
@@ -98,9 +100,16 @@ NOT_HOLDING = {"embedded-articles": {0}, "embedded-narrative": {0}}
 
 
 @pytest.fixture(scope="session")
-def heads_of(language_model, short_texts):
+def heads_of(language_model, short_texts, remembered):
     """``heads_of(text_set)``: every head on the set's first text, computed once per process."""
-    return functools.cache(lambda text_set: observe(language_model.model, short_texts(text_set)[0].input_ids))
+
+    @functools.cache
+    def heads(text_set):
+        text = short_texts(text_set)[0]
+        observed = functools.partial(observe, language_model.model, text.input_ids)
+        return remembered("heads", f"{text_set}: {text.title}", text.input_ids, None, observed, each(HEAD))
+
+    return heads
 
 
 @texts

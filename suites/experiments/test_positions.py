@@ -9,7 +9,6 @@ import functools
 
 import pytest
 
-from knorm_core import evaluate_rows
 from knorm_core.experiments.controls import UNCOMPRESSED, Row, pooled, shown_change
 from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
 
@@ -30,13 +29,13 @@ both_texts = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="session")
-def position_tables(language_model, short_texts, control_tables):
+def position_tables(rows_of, short_texts, control_tables):
     """``position_tables(text_set)``: {row: one evaluation per text}, computed once per process."""
 
     @functools.cache
     def tables(text_set):
         rows = {row: row.arguments() for row in NEW}
-        new = [evaluate_rows(language_model.model, text.input_ids, rows) for text in short_texts(text_set)]
+        new = [rows_of(f"{text_set}: {text.title}", text.input_ids, rows) for text in short_texts(text_set)]
         old = [{row: found.evaluation for row, found in table.items()} for table in control_tables(text_set)]
         return {
             row: [(ours | theirs)[row] for ours, theirs in zip(new, old, strict=True)] for row in [UNCOMPRESSED, *SHOWN]

@@ -12,6 +12,8 @@ import torch
 
 from knorm_core import evaluate
 from knorm_core.attention import NEVER
+from knorm_core.encoding import each
+from knorm_core.experiments.encoding import CHOICES
 from knorm_core.experiments.precision import Disagreement, disagreement, evaluate_choices
 from suites.families import random_ids, tiny_model
 from suites.plugins.inputs import made_from
@@ -66,10 +68,24 @@ def test_another_policy_disagrees_and_the_same_one_does_not():
 
 
 @pytest.fixture(scope="session")
-def precision_tables(language_model, short_texts):
+def precision_tables(language_model, short_texts, remembered):
     """{dtype: {(policy, keep ratio): Choices}} of the first article."""
-    ids = short_texts("embedded-articles")[0].input_ids
-    return {dtype: evaluate_choices(copy.deepcopy(language_model.model).to(dtype), ids, ROWS) for dtype in DTYPES}
+    text = short_texts("embedded-articles")[0]
+
+    def table(dtype):
+        found = remembered(
+            "choices",
+            f"embedded-articles: {text.title}",
+            text.input_ids,
+            {"cast to": str(dtype), "rows": list(ROWS.values())},
+            lambda: list(
+                evaluate_choices(copy.deepcopy(language_model.model).to(dtype), text.input_ids, ROWS).values()
+            ),
+            each(CHOICES),
+        )
+        return dict(zip(ROWS, found, strict=True))
+
+    return {dtype: table(dtype) for dtype in DTYPES}
 
 
 @pytest.mark.repro

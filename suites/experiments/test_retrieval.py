@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from knorm_core import l2_compress
+from knorm_core.encoding import each
+from knorm_core.experiments.encoding import FLAG
 from knorm_core.experiments.retrieval import OPENING, Task, hide, needle_task, passkey_task, passkeys, recalled
 from knorm_core.texts import TEXT_SETS, load_texts
 from suites.families import VOCABULARY, tiny_model
@@ -176,7 +178,7 @@ def filler():
 
 
 @pytest.fixture(scope="session")
-def matches(language_model, filler):
+def matches(language_model, filler, remembered):
     """``matches(cell)``: per prompt of a cell, {way: recalled}; computed once per process."""
 
     @functools.cache
@@ -184,7 +186,20 @@ def matches(language_model, filler):
         context, tasks, ways = (MAIN | LONG)[cell]
         rows = {way: way.arguments() for way in ways}
         prompts = [hide(language_model.tokenizer, filler, task, context, depth) for task, depth in tasks]
-        return [recalled(language_model.model, prompt, rows) for prompt in prompts]
+
+        def answers(prompt):
+            settings = {"haystack": prompt.haystack, "answer": prompt.answer, "rows": list(rows.values())}
+            found = remembered(
+                "recall",
+                f"a prompt of {cell}",
+                prompt.input_ids,
+                settings,
+                lambda: list(recalled(language_model.model, prompt, rows).values()),
+                each(FLAG),
+            )
+            return dict(zip(rows, found, strict=True))
+
+        return [answers(prompt) for prompt in prompts]
 
     return found
 

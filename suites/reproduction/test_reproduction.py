@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import fmean
 
 import pytest
 
-from knorm_core import Evaluation, evaluate_table, perplexity
+from knorm_core import Evaluation, perplexity
+from knorm_core.cells import Cell
 from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.texts import TEXT_SETS, text_names
 from suites.plugins.inputs import DEFAULT_SETTINGS, made_from, settings_suffix
@@ -37,21 +39,51 @@ NOT_RISING: dict[tuple[str, str], set[tuple[float, float]]] = {
 
 
 @pytest.fixture(scope="session")
-def table_of(request, language_model, texts_of):
-    """``table_of(text_set, index)``: {(positions, keep ratio): Evaluation} of one text, computed once per process."""
+def table_of(request, language_model, texts_of, cell_of, run_all):
+    """``table_of(text_set, index)``: {(positions, keep ratio): Evaluation} of one text, computed once."""
     option = request.config.getoption
+
+    def cells(text_set: str, index: int) -> dict[tuple[str, float], Cell]:
+        ids = texts_of(language_model, text_set, option("knorm_max_eval_tokens"))[index].input_ids
+        return {
+            (mode, ratio): cell_of(
+                f"{text_set} {index + 1}",
+                ids,
+                {"keep_ratio": ratio, "positions": mode, "prune_after": option("knorm_prune_after")},
+            )
+            for mode, ratio in product(option("knorm_positions"), option("knorm_keep_ratios"))
+        }
+
+    @functools.cache
+    def everything():
+        # A cluster gets the cells of all texts at once.
+        tables = {}
+        for text in texts_asked_for(request.session.items):
+            with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception, IndexError):
+                tables[text] = cells(*text)
+        return tables, run_all(cell for table in tables.values() for cell in table.values())
 
     @functools.cache
     def table(text_set: str, index: int) -> dict[tuple[str, float], Evaluation]:
-        return evaluate_table(
-            language_model.model,
-            texts_of(language_model, text_set, option("knorm_max_eval_tokens"))[index].input_ids,
-            keep_ratios=option("knorm_keep_ratios"),
-            positions=option("knorm_positions"),
-            prune_after=option("knorm_prune_after"),
-        )
+        if option("knorm_scheduler"):
+            tables, outcomes = everything()
+            of_text = tables[text_set, index]
+        else:
+            of_text = cells(text_set, index)
+            outcomes = run_all(of_text.values())
+        return {key: outcomes[cell].result() for key, cell in of_text.items()}
 
     return table
+
+
+def texts_asked_for(items):
+    """(text set, index) of every text whose table some test of this run needs."""
+    parameters = [item.callspec.params for item in items if "table_of" in getattr(item, "fixturenames", ())]
+    single = [(one["name"], one["text_index"]) for one in parameters if "text_index" in one]
+    pooled = [
+        (one["text_set"], i) for one in parameters if "text_set" in one for i in range(TEXT_SETS[one["text_set"]].limit)
+    ]
+    return dict.fromkeys(single + pooled)
 
 
 def pytest_generate_tests(metafunc):

@@ -1,0 +1,46 @@
+"""A tiny model as a folder, as a cluster's workers have to load it, and sweeps of it."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+
+from knorm_core.cells import Cell
+from knorm_core.models import model_identity
+from suites.families import VOCABULARY, random_ids, tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """Weights in safetensors and a tokenizer."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny llama"
+    tiny_model("llama").save_pretrained(folder)
+    letters = dict(zip(string.printable[:VOCABULARY], range(VOCABULARY), strict=True))
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def cells_of(tiny_folder):
+    """``cells_of(rows, texts=1, tokens=120)``: every row of arguments on every random text."""
+    identity = model_identity(tiny_folder)
+
+    def cells(rows, texts=1, tokens=120):
+        return [
+            Cell(tiny_folder, *identity, f"text {text}", random_ids(tokens, text), row)
+            for text in range(texts)
+            for row in rows
+        ]
+
+    return cells
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return tiny_model("llama")

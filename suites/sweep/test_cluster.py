@@ -1,0 +1,327 @@
+"""A sweep on a real Dask cluster of separate processes: the same numbers, whatever happens to a worker."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from knorm_core.cells import versions
+from knorm_core.cluster import ClusterError, ClusterWarning
+from knorm_core.models import load_model
+from knorm_core.store import Store, canonical
+from knorm_core.sweep import run_cells, shown
+
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+
+distributed = pytest.importorskip("distributed", reason="needs pip install 'knorm[dask]'")
+
+ROOT = Path(__file__).parents[2]
+ROWS = [
+    {"keep_ratio": ratio, "positions": mode, "prune_after": 40}
+    for mode in ("absolute", "cache")
+    for ratio in (1.0, 0.7, 0.3)
+]
+POISON = {"keep_ratio": 0.5, "prune_after": 0}
+SLOW = [{"keep_ratio": ratio, "prune_after": 40, "method": "stepwise"} for ratio in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+
+
+class Completed(distributed.SchedulerPlugin):
+    """How often each task was completed."""
+
+    def __init__(self):
+        self.times = {}
+
+    def transition(self, key, start, finish, *_, **__):
+        if finish == "memory":
+            self.times[key] = self.times.get(key, 0) + 1
+
+
+@pytest.fixture(scope="module")
+def two_workers():
+    import dask
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),  # how many workers one cell may kill
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as started,
+        distributed.Client(started, set_as_default=False) as client,
+    ):
+        started.client = client
+        started.completed = Completed()
+        started.scheduler.add_plugin(started.completed)
+        yield started
+
+
+@pytest.fixture
+def cluster(two_workers):
+    """Two workers in processes of their own; one that was killed has been started again."""
+    two_workers.client.wait_for_workers(2)
+    two_workers.completed.times.clear()
+    return two_workers
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_folder):
+    return load_model(tiny_folder)[0]
+
+
+def executing(client):
+    """(task, process id) of every worker that is in the middle of a task."""
+
+    def here(dask_worker):
+        return [(task.key, os.getpid()) for task in dask_worker.state.executing]
+
+    return [found for of_worker in client.run(here, on_error="ignore").values() for found in of_worker]
+
+
+def models_loaded(client):
+    def count():
+        from knorm_core import cluster
+
+        return cluster._bench.loaded
+
+    return client.run(count)
+
+
+def check_same(outcomes, cells, model):
+    """Every cell has come once, with the numbers of this process to the last bit."""
+    from suites.sweep.test_sweep import equal
+
+    expected = {outcome.cell: outcome.result() for outcome in run_cells(cells, model=model)}
+    assert len(outcomes) == len(cells)
+    for outcome in outcomes:
+        assert equal(outcome.result(), expected.pop(outcome.cell))
+
+
+def test_workers_give_the_same_numbers_load_a_model_once_and_store_what_they_did(cluster, cells_of, loaded, tmp_path):
+    store, cells = Store(tmp_path / "results.sqlite"), cells_of(ROWS, texts=4)
+    outcomes = list(run_cells(cells, store=store, scheduler=cluster.scheduler_address))
+    check_same(outcomes, cells, loaded)
+    assert max(models_loaded(cluster.client).values()) == 1
+    assert set(cluster.completed.times.values()) == {1}
+    assert len(cluster.completed.times) == len(cells)
+    again = list(run_cells(cells, store=store, scheduler=cluster.scheduler_address))
+    check_same(again, cells, loaded)
+    assert all(outcome.stored for outcome in again)
+    assert len(cluster.completed.times) == len(cells)
+    here = list(run_cells(cells[:2], store=store, model=loaded))  # one thread here as there: the same entry
+    assert all(outcome.stored for outcome in here)
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_cell_loses_nothing_but_that_cells_time(cluster, cells_of, loaded):
+    cells = cells_of(SLOW, tokens=250)
+    coming = run_cells(cells, scheduler=cluster.scheduler_address)
+    outcomes = [next(coming)]
+    while not (before := executing(cluster.client)):
+        pass
+    interrupted, process = before[0]
+    os.kill(process, signal.SIGKILL)
+    assert interrupted not in cluster.completed.times
+    outcomes += coming
+    check_same(outcomes, cells, loaded)
+    assert set(cluster.completed.times.values()) == {1}  # what was done was not done again
+    assert interrupted in cluster.completed.times
+
+
+def test_a_cell_that_fails_is_reported_and_does_not_stop_the_others(cluster, cells_of, loaded, tmp_path):
+    store = Store(tmp_path / "results.sqlite")
+    cells = cells_of([ROWS[1], POISON, ROWS[2]])
+    said = io.StringIO()
+    coming = run_cells(cells, store=store, scheduler=cluster.scheduler_address)
+    outcomes = {outcome.cell: outcome for outcome in shown(coming, 3, said)}
+    assert isinstance(outcomes.pop(cells[1]).error, ValueError)
+    check_same(list(outcomes.values()), [cells[0], cells[2]], loaded)
+    assert said.getvalue().splitlines()[-1] == "knorm: 3 of 3 cells, 0 from the store, 1 failed"
+
+
+def test_a_cell_that_kills_every_worker_is_reported_and_does_not_take_the_others_along(cluster, cells_of, loaded):
+    [deadly], others = cells_of(SLOW[:1], tokens=500), cells_of(ROWS, texts=2)
+    key = "knorm-" + hashlib.sha256(canonical(deadly.inputs(versions())).encode()).hexdigest()
+    killed, over = [], threading.Event()
+
+    def kill_whoever_runs_it():
+        while not over.wait(0.05):
+            for task, process in executing(cluster.client):
+                if task.startswith(key) and process not in killed:
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+
+    killer = threading.Thread(target=kill_whoever_runs_it)
+    killer.start()
+    try:
+        outcomes = {o.cell: o for o in run_cells([deadly, *others], scheduler=cluster.scheduler_address)}
+    finally:
+        over.set()
+        killer.join()
+    failed = outcomes.pop(deadly)
+    assert isinstance(failed.error, distributed.KilledWorker)
+    assert len(killed) == 4  # two in the crowd, two alone
+    check_same(list(outcomes.values()), others, loaded)
+
+
+# --- workers that would give other numbers
+
+
+@pytest.fixture
+def scheduler():
+    """A scheduler without workers."""
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as started:
+        yield started
+
+
+@pytest.fixture
+def start_worker(scheduler, tmp_path):
+    """``start_worker(path, preload="")``: a worker with its own import path, as on another machine."""
+    started = []
+
+    def start(path, preload=""):
+        script = tmp_path / f"preload_{len(started)}.py"
+        script.write_text(preload)
+        command = [
+            sys.executable, "-m", "distributed.cli.dask_worker", scheduler.scheduler_address, "--nthreads", "1",
+            "--no-dashboard", "--preload", str(script), "--local-directory", str(tmp_path),
+        ]  # fmt: skip
+        worker = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": str(path)},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        started.append(worker)
+        with distributed.Client(scheduler, set_as_default=False) as client:
+            client.wait_for_workers(len(started), timeout=60)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.terminate()
+    for worker in started:
+        worker.communicate(timeout=30)
+
+
+@pytest.fixture
+def other_code(tmp_path):
+    """A copy of this package of which one source is another."""
+    shutil.copytree(ROOT / "knorm_core", tmp_path / "other" / "knorm_core")
+    with (tmp_path / "other" / "knorm_core" / "counts.py").open("a") as file:
+        file.write("\n# changed\n")
+    return tmp_path / "other"
+
+
+PRELOADS = {
+    "torch": "import torch; torch.__version__ = '1.2.3'",
+    "transformers": "import transformers; transformers.__version__ = '1.2.3'",
+    "no knorm": "import sys; sys.modules['knorm_core'] = None",
+}
+
+
+@pytest.mark.parametrize("differs", ["knorm_core", "torch", "transformers", "no knorm"])
+def test_a_worker_of_another_version_is_refused_with_both_named(
+    differs, scheduler, start_worker, other_code, cells_of, loaded
+):
+    cells = cells_of(ROWS, tokens=60)
+    start_worker(other_code if differs == "knorm_core" else ROOT, PRELOADS.get(differs, ""))
+    both = {
+        "knorm_core": r"knorm_core's sources [0-9a-f]{12}…, not [0-9a-f]{12}…",
+        "torch": r"torch 1.2.3, not 2\.",
+        "transformers": r"transformers 1.2.3, not \d",
+        "no knorm": r"ModuleNotFoundError.*knorm_core",
+    }[differs]
+    with pytest.warns(ClusterWarning, match=both), pytest.raises(ClusterError, match=both):
+        list(run_cells(cells, scheduler=scheduler.scheduler_address))
+    start_worker(ROOT)
+    with pytest.warns(ClusterWarning, match=f"is refused, since its numbers would not be the same: .*{both}"):
+        outcomes = list(run_cells(cells, scheduler=scheduler.scheduler_address))
+    check_same(outcomes, cells, loaded)
+
+
+def test_a_worker_of_another_version_that_joins_later_is_refused_too(
+    scheduler, start_worker, other_code, cells_of, loaded
+):
+    cells = cells_of(SLOW, tokens=250)
+    start_worker(ROOT)
+    coming = run_cells(cells, scheduler=scheduler.scheduler_address)
+    outcomes = [next(coming)]
+    start_worker(other_code)
+    with pytest.warns(ClusterWarning, match=r"is refused, .* knorm_core's sources"):
+        outcomes += coming
+    check_same(outcomes, cells, loaded)
+    with distributed.Client(scheduler, set_as_default=False) as client:
+        assert sorted(models_loaded(client).values()) == [0, 1]
+
+
+def test_no_scheduler_is_said_in_one_sentence(cells_of):
+    import dask
+
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(
+            ClusterError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 .*: start one with 'dask scheduler'"
+        ),
+    ):
+        list(run_cells(cells_of(ROWS), scheduler="tcp://127.0.0.1:9"))
+
+
+# --- pytest runs: the reproduction of the tiny model, some of whose texts it cannot be compared with a baseline
+
+
+@pytest.fixture
+def reproduction(tiny_folder, tmp_path):
+    """``reproduction(*options)``: a process that evaluates four texts in twelve rows each."""
+
+    def start(*options):
+        command = [
+            sys.executable, "-m", "pytest", "-m", "repro", "-v", "-p", "no:cacheprovider", *options,
+            "suites/reproduction", "-k", "test_text_is_compressed", f"--knorm-model={tiny_folder}",
+            "--knorm-text=embedded-articles", "--knorm-max-eval-tokens=500", "--knorm-prune-after=64",
+            f"--knorm-store={tmp_path / 'results.sqlite'}",
+        ]  # fmt: skip
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "150"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # so that a signal reaches xdist's workers too, as Ctrl-C does
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2", "--dist", "loadgroup")], ids=["one process", "xdist"])
+def test_a_reproduction_stopped_by_ctrl_c_goes_on_where_it_was(reproduction, options):
+    first = reproduction(*options)
+    while "PASSED" not in (line := first.stdout.readline()):
+        assert line, "nothing passed"
+    os.killpg(first.pid, signal.SIGINT)
+    said = first.communicate(timeout=60)[0]
+    assert first.returncode == pytest.ExitCode.INTERRUPTED, said
+    second = reproduction(*options)
+    said = second.communicate(timeout=120)[0]
+    assert second.returncode == 0, said
+    found = int(re.search(r"knorm: (\d+) of 48 results from the store .*results.sqlite, computed 20", said)[1])
+    assert 12 <= found < 48
+    third = reproduction(*options)
+    assert "knorm: 48 of 48 results from the store" in third.communicate(timeout=120)[0]
+    anew = reproduction(*options, "--force-regen")
+    assert "knorm: 48 results computed, for the store" in anew.communicate(timeout=120)[0]
+
+
+def test_a_reproduction_on_a_cluster_shows_its_progress(reproduction, cluster):
+    run = reproduction("--knorm-scheduler", cluster.scheduler_address)
+    said = run.communicate(timeout=120)[0]
+    assert run.returncode == 0, said
+    assert "knorm: 48 of 48 cells, 0 from the store, 0 failed" in said
+    assert "knorm: 48 results computed, for the store" in said
+    assert len(cluster.completed.times) == 48

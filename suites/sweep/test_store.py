@@ -1,0 +1,272 @@
+"""The store's promises: what is in it is whole and right, whatever happened to its file or to a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knorm_core.store import Store, StoreWarning, canonical, store_of
+
+pytestmark = pytest.mark.fast
+
+ROOT = Path(__file__).parents[2]
+
+
+def inputs(number):
+    return {"what": "a number", "number": number}
+
+
+def value(number):
+    """Long enough for pages of its own, and different for every number."""
+    return {"number": number}, number.to_bytes(4, "little") * 1500
+
+
+def put(store, *numbers):
+    for number in numbers:
+        store.put(f"number {number}", inputs(number), *value(number))
+
+
+def get(store, number):
+    found = store.get(f"number {number}", inputs(number), decode=lambda facts, tensors: (facts, tensors))
+    return None if found is None else found.value
+
+
+def quietly(action, *arguments):
+    """The value, and what was said."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        return action(*arguments), [str(one.message) for one in said if one.category is StoreWarning]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "some folder" / "résultats.sqlite")
+
+
+def test_what_is_put_is_found_again_by_another_process_with_its_time_and_readable_inputs(store):
+    assert get(store, 1) is None
+    assert not store.path.parent.exists()  # looking makes nothing
+    put(store, 1, 2)
+    again = Store(store.path)
+    assert [get(again, number) for number in (1, 2, 3)] == [value(1), value(2), None]
+    assert len(again.found) == 2
+    assert again.found[0].startswith("20")
+    assert store.computed == 2
+    with contextlib.closing(sqlite3.connect(store.path)) as file:
+        assert file.execute("SELECT name, inputs FROM results ORDER BY name").fetchall() == [
+            (f"number {number}", canonical(inputs(number))) for number in (1, 2)
+        ]
+
+
+def test_the_first_candidate_that_is_stored_is_found(store):
+    put(store, 2, 3)
+    found = store.get("any", inputs(1), inputs(2), inputs(3), decode=lambda facts, _: facts["number"])
+    assert found.value == 2
+    assert len(store.found) == 1
+
+
+def test_a_later_result_replaces_an_earlier_one_and_a_fresh_store_looks_nothing_up(store):
+    put(store, 1)
+    fresh = Store(store.path, fresh=True)
+    assert get(fresh, 1) is None
+    fresh.put("number 1", inputs(1), *value(9))
+    assert get(store, 1) == value(9)
+
+
+def test_an_option_or_the_environment_names_the_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path))
+    monkeypatch.delenv("KNORM_STORE", raising=False)
+    assert store_of(None).path == tmp_path / "results.sqlite"
+    assert store_of("off") is None
+    monkeypatch.setenv("KNORM_STORE", "off")
+    assert store_of(None) is None
+    assert store_of(str(tmp_path / "x.sqlite")).path == tmp_path / "x.sqlite"
+    with pytest.raises(ValueError, match=r"'notes.txt': the name of a store ends in .sqlite"):
+        store_of("notes.txt")
+
+
+# --- damage
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A store's file, as bytes."""
+    store = Store(tmp_path_factory.mktemp("whole") / "whole.sqlite")
+    put(store, *range(5))
+    return store.path.read_bytes()
+
+
+damages = st.one_of(
+    st.builds(lambda at, bit: ("flip", at, 1 << bit), st.floats(0, 1, exclude_max=True), st.integers(0, 7)),
+    st.builds(lambda at: ("flip", at / 1000, 0xFF), st.integers(0, 20)),  # the header and the schema
+    st.builds(lambda at: ("cut", at, 0), st.floats(0, 1)),
+    st.builds(lambda at, by: ("fill", at, by), st.floats(0, 1, exclude_max=True), st.integers(0, 255)),
+)
+
+
+@settings(max_examples=40)
+@given(damage=damages)
+def test_whatever_is_damaged_nothing_wrong_is_read_and_what_is_missing_can_be_stored_again(
+    whole, damage, tmp_path_factory
+):
+    kind, where, what = damage
+    content, at = bytearray(whole), int(where * len(whole))
+    if kind == "flip":
+        content[at] ^= what
+    elif kind == "cut":
+        del content[at:]
+    else:
+        content[at : at + 512] = bytes([what]) * len(content[at : at + 512])
+    path = tmp_path_factory.mktemp("damaged") / "damaged.sqlite"
+    path.write_bytes(content)
+    store = Store(path)
+    for number in range(5):
+        found, said = quietly(get, store, number)
+        assert found in (None, value(number))
+        assert all(str(path) in sentence for sentence in said)
+    _, said = quietly(put, store, *range(5))
+    if "not a store of this knorm" not in "".join(said):
+        again = Store(path)
+        assert quietly(lambda: [get(again, number) for number in range(5)]) == ([value(n) for n in range(5)], [])
+
+
+def test_a_damaged_entry_is_named_and_does_not_touch_the_others(store):
+    put(store, 1, 2)
+    at = store.path.read_bytes().index(value(1)[1][:64]) + 32
+    with store.path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff")
+    with pytest.warns(StoreWarning, match="the entry of number 1 is damaged .its SHA-256 .*: it is computed anew"):
+        assert get(store, 1) is None
+    assert get(store, 2) == value(2)
+    put(store, 1)
+    assert get(store, 1) == value(1)
+
+
+def test_an_entry_that_cannot_be_decoded_is_a_damaged_one(store):
+    put(store, 1)
+
+    def decode(facts, _):
+        return facts["no such fact"]
+
+    with pytest.warns(StoreWarning, match="number 1 is damaged .KeyError: 'no such fact'"):
+        assert store.get("number 1", inputs(1), decode=decode) is None
+
+
+def test_a_damaged_file_is_moved_aside_and_what_is_whole_of_it_kept(store):
+    put(store, *range(20))
+    content = bytearray(store.path.read_bytes())
+    page = content.index(canonical(inputs(17)).encode()) // 4096 * 4096
+    content[page : page + 8] = b"\xaa" * 8
+    store.path.write_bytes(content)
+    _, said = quietly(lambda: [get(store, number) for number in range(20)])
+    [sentence] = said
+    [aside] = store.path.parent.glob("*.damaged-*")
+    assert "malformed" in sentence
+    assert f"Moved to {aside}" in sentence
+    assert aside.read_bytes() == content
+    saved = [number for number in range(20) if get(store, number) == value(number)]
+    assert f"has the {len(saved)} results that were whole" in sentence
+    assert 17 not in saved
+    assert len(saved) > 0
+
+
+@pytest.mark.parametrize("make", ["text", "other database", "view"])
+def test_what_is_not_a_store_is_never_run_nor_lost(make, store):
+    store.path.parent.mkdir()
+    if make == "text":
+        store.path.write_text("my notes " * 1000)
+    else:
+        put(store, 1) if make == "view" else None
+        with contextlib.closing(sqlite3.connect(store.path)) as file:
+            if make == "view":
+                file.execute("DROP TABLE results")
+                endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
+                file.execute(f"CREATE VIEW results AS SELECT i key, 1 name, 1 inputs FROM ({endless})")
+            else:
+                file.execute("CREATE TABLE mine (content)")
+            file.commit()
+    before = store.path.read_bytes()
+    _, said = quietly(lambda: (get(store, 1), put(store, 1), get(store, 1)))
+    kept = [path for path in store.path.parent.glob("*sqlite*") if path.read_bytes() == before]
+    assert len(kept) == 1
+    if make == "other database":
+        assert "is not a store of this knorm" in said[0]
+        assert len(said) == 2  # once for looking up, once for storing
+    else:
+        assert get(store, 1) == value(1)
+
+
+# --- a place that cannot be written
+
+
+def test_where_nothing_can_be_written_the_run_goes_on_and_it_is_said_once(tmp_path):
+    (tmp_path / "a file").write_text("")
+    store = Store(tmp_path / "a file" / "results.sqlite")
+    _, said = quietly(put, store, 1, 2, 3)
+    [sentence] = said
+    assert "FileExistsError" in sentence
+    assert "Results are not stored from here on; the run goes on" in sentence
+    assert get(store, 1) is None
+
+
+# --- other processes: they import the store alone, which takes a tenth of a second
+
+PROGRAM = """
+import resource, sys, warnings
+sys.path.insert(0, {root!r})
+from suites.sweep.test_store import Store, get, put, value
+warnings.simplefilter("always")
+store = Store({path!r})
+"""
+
+
+def process(store, program):
+    program = PROGRAM.format(root=str(ROOT), path=str(store.path)) + program
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+
+
+def test_on_a_full_disk_the_run_goes_on_says_so_once_and_keeps_what_was_stored(store):
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"
+    full = f"{limit}; put(store, *range(30)); print(get(store, 0) == value(0))"
+    out, err = process(store, full).communicate(timeout=60)
+    assert out == "True\n", err
+    assert err.count("Results are not stored from here on") == 1
+    stored = [get(store, number) for number in range(30)]
+    assert stored[:3] == [value(0), value(1), value(2)]
+    assert stored[-1] is None
+    put(store, 29)
+    assert get(store, 29) == value(29)
+
+
+def test_runs_at_once_lose_nothing_of_each_other_even_when_they_find_the_store_damaged(store):
+    put(store, 1000)
+    store.path.write_bytes(store.path.read_bytes()[:5000])
+    writers = [process(store, f"put(store, *range({first}, {first + 10}))") for first in (0, 10, 20)]
+    errors = [writer.communicate(timeout=60)[1] for writer in writers]
+    assert sum("Moved to" in error for error in errors) == 1, errors
+    assert [get(store, number) for number in range(30)] == [value(number) for number in range(30)]
+
+
+def test_what_was_stored_before_a_kill_is_there_after_it(store):
+    for round_ in range(3):
+        first = 100 * round_
+        writer = process(store, f"for n in range({first}, {first + 100}): put(store, n); print(n, flush=True)")
+        for _ in range(4 + round_):
+            writer.stdout.readline()
+        os.kill(writer.pid, signal.SIGKILL)
+        stored = first + 4 + round_ + len(writer.communicate()[0].split())
+        for number in range(first, stored):
+            assert get(store, number) == value(number)

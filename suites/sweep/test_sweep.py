@@ -1,0 +1,255 @@
+"""A sweep in one process: the numbers of `evaluate`, at the cost of a table, and never computed twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from knorm_core import evaluate, evaluate_rows, l2_compress
+from knorm_core.cells import Bench, code_files, environment, sweep_cells
+from knorm_core.encoding import EVALUATION, each, remember
+from knorm_core.experiments.divergence import divergence
+from knorm_core.experiments.encoding import CHOICES, DIVERGENCE, FLAG, HEAD
+from knorm_core.experiments.norm_attention import HeadObservation
+from knorm_core.experiments.precision import evaluate_choices
+from knorm_core.models import ModelNotFoundError, load_model
+from knorm_core.store import Store, canonical
+from knorm_core.sweep import CellFailedError, run_cells, shown
+from suites.families import random_ids, tiny_model
+
+pytestmark = pytest.mark.fast
+
+ROWS = [
+    {"keep_ratio": ratio, "positions": mode, "prune_after": 40}
+    for mode, ratio in itertools.product(("absolute", "cache"), (1.0, 0.7, 0.3))
+]
+POISON = {"keep_ratio": 0.5, "prune_after": 0}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "results.sqlite")
+
+
+@pytest.fixture
+def passes(tiny):
+    """``passes(action)``: its value, and the forward passes of the tiny model that it took."""
+    seen = []
+    # Private copies of the model, which are what is run, keep the hook.
+    hook = tiny.register_forward_hook(lambda *_: seen.append(1))
+
+    def during(action):
+        seen.clear()
+        return action(), len(seen)
+
+    evaluate(tiny, random_ids(60), keep_ratio=0.5)  # a model is probed once
+    assert seen
+    yield during
+    hook.remove()
+
+
+# --- numbers
+
+
+def equal(one, other):
+    """Whether two results are equal to the last bit, whatever they are made of."""
+    if dataclasses.is_dataclass(one):
+        return type(one) is type(other) and all(
+            equal(getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(one)
+        )
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
+    return one == other and type(one) is type(other)
+
+
+def test_a_sweep_gives_the_numbers_of_evaluate_at_the_cost_of_a_table(cells_of, tiny, store, passes):
+    cells = cells_of(ROWS, texts=2)
+    tables, cost = passes(
+        lambda: [evaluate_rows(tiny, random_ids(120, text), dict(enumerate(ROWS))) for text in range(2)]
+    )
+    outcomes, paid = passes(lambda: list(run_cells(cells, store=store, model=tiny)))
+    assert [outcome.cell for outcome in outcomes] == cells
+    assert paid == cost == 2 * (1 + 5)  # phase 1, and every row but the second uncompressed one
+    for outcome, (table, index) in zip(outcomes, itertools.product(tables, range(len(ROWS))), strict=True):
+        assert outcome.stored is None
+        assert equal(outcome.result(), table[index])
+
+
+def test_what_is_stored_is_not_computed_again_and_is_the_same_to_the_last_bit(cells_of, tiny, store, passes):
+    cells = cells_of(ROWS)
+    first = list(run_cells(cells, store=store, model=tiny))
+    second, paid = passes(lambda: list(run_cells(cells_of(ROWS), store=Store(store.path), model=tiny)))
+    assert paid == 0
+    assert all(outcome.stored for outcome in second)
+    assert all(equal(one.result(), other.result()) for one, other in zip(first, second, strict=True))
+
+
+def test_a_sweep_that_was_stopped_goes_on_where_it_was(cells_of, tiny, store, passes):
+    for _, outcome in zip(range(4), run_cells(cells_of(ROWS, texts=2), store=store, model=tiny), strict=False):
+        assert outcome.stored is None
+    outcomes, paid = passes(lambda: list(run_cells(cells_of(ROWS, texts=2), store=store, model=tiny)))
+    assert [outcome.stored is not None for outcome in outcomes] == [True] * 4 + [False] * 8
+    assert paid == (1 + 2) + (1 + 5)
+
+
+def test_a_cell_that_fails_is_reported_with_its_name_and_does_not_stop_the_others(cells_of, tiny, store):
+    outcomes = list(run_cells(cells_of([ROWS[1], POISON, ROWS[2]]), store=store, model=tiny))
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+    with pytest.raises(
+        CellFailedError, match=r"tiny llama on text 0 \(keep_ratio=0.5, prune_after=0, .*: ValueError: prune_"
+    ):
+        outcomes[1].result()
+    again = list(run_cells(cells_of([POISON]), store=store, model=tiny))  # no failure is ever stored
+    assert isinstance(again[0].error, ValueError)
+
+
+def test_stepwise_cells_and_any_iterable_of_layers_are_evaluated_too(cells_of, tiny):
+    row = {"keep_ratio": 0.5, "prune_after": 40, "method": "stepwise", "skip_layers": iter([0])}
+    [outcome] = run_cells(cells_of([row], tokens=60), model=tiny)
+    assert equal(outcome.result(), evaluate(tiny, random_ids(60), **(row | {"skip_layers": [0]})))
+
+
+def test_the_model_is_loaded_once_for_all_texts_and_checked(cells_of, tiny_folder):
+    bench, (model, _) = Bench(), load_model(tiny_folder)
+    cells = cells_of(ROWS[:2], texts=2, tokens=60)
+    assert all(equal(bench(cell), evaluate(model, cell.input_ids, **cell.arguments)) for cell in cells)
+    assert bench.loaded == 1
+    with pytest.raises(ModelNotFoundError, match=r"weights of SHA-256 .* here, and 0000"):
+        bench(dataclasses.replace(cells[0], weights="0" * 64))
+
+
+# --- what a result is found by
+
+
+def test_every_input_changes_the_key(cells_of):
+    [cell] = cells_of([{"keep_ratio": 0.5}])
+    around = environment("cpu")
+    others = [
+        cell,
+        *(dataclasses.replace(cell, **{name: "0" * 64}) for name in ("weights", "tokenizer", "dtype")),
+        dataclasses.replace(cell, input_ids=random_ids(120, 7)),
+        dataclasses.replace(cell, input_ids=cell.input_ids[:-1]),
+        *(
+            dataclasses.replace(cell, arguments={**cell.arguments, **changed})
+            for changed in (
+                {"keep_ratio": 0.25}, {"prune_after": 99}, {"positions": "cache"}, {"policy": "random"}, {"seed": 1},
+                {"skip_layers": (1,)}, {"when": "after_prefill"}, {"adjust": False}, {"score_from": "start"},
+                {"method": "stepwise"}, {"budget": 9}, {"window": 2},
+            )
+        ),
+    ]  # fmt: skip
+    texts = [canonical(other.inputs(around)) for other in others]
+    texts += [canonical(cell.inputs({**around, name: "other"})) for name in around]
+    assert set(around) == {"knorm_core", "torch", "transformers", "device", "threads"}
+    assert len(set(texts)) == len(texts) == 16 + 7
+
+
+def test_names_and_defaults_do_not_change_the_key(cells_of):
+    [cell] = cells_of([{"keep_ratio": 0.5}])
+    moved = dataclasses.replace(
+        cell, model="elsewhere", text="renamed", arguments={"policy": "low_norm", "skip_layers": (), "keep_ratio": 0.5}
+    )
+    assert canonical(moved.inputs({})) == canonical(cell.inputs({}))
+
+
+def test_threads_are_part_of_the_environment():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert environment("cpu")["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_every_source_that_an_evaluation_uses_is_part_of_the_code_version():
+    import sys
+
+    files = {str(path) for path in code_files()}
+    used = {
+        module.__file__
+        for name, module in sys.modules.items()
+        if name.startswith("knorm_core") and not name.startswith(("knorm_core.contract", "knorm_core.latency"))
+    }
+    spared = {path.rpartition("/")[2] for path in used - files}
+    assert spared <= {"plugin.py", "store.py", "sweep.py", "cluster.py", "results.py", "compare.py"}
+    assert {"evaluation.py", "onepass.py", "policies.py", "models.py"} <= {path.rpartition("/")[2] for path in files}
+
+
+def test_a_compressor_cannot_go_into_a_cell(cells_of):
+    with pytest.raises(
+        TypeError, match="cannot go into a cell: results are found again by what they were computed from"
+    ):
+        cells_of([{"keep_ratio": 0.5, "compressor": l2_compress}])
+
+
+def test_an_argument_that_json_does_not_hold_is_that_cells_failure(cells_of, tiny, store):
+    [outcome] = run_cells(cells_of([{"keep_ratio": np.float32(0.5)}]), store=store, model=tiny)
+    assert isinstance(outcome.error, TypeError)
+
+
+# --- how results are stored
+
+
+@pytest.fixture(scope="module")
+def results(tiny):
+    rows = dict(enumerate(ROWS[:3]))
+    ids = random_ids(90)
+    sliding = evaluate(tiny_model("qwen3_sliding"), ids, keep_ratio=0.5, prune_after=40, skip_layers=(0,))
+    return [
+        ("evaluation", EVALUATION, [sliding, sliding]),
+        ("divergence", DIVERGENCE, list(divergence(tiny, ids, rows).values())),
+        ("choices", CHOICES, list(evaluate_choices(tiny, ids, rows).values())),
+        ("flags", FLAG, [True, False]),
+        ("heads", HEAD, [HeadObservation(0, 1, 2, -0.1, math.pi, 1e-300, 0.1 + 0.2, 7.0)]),
+    ]
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_a_result_is_stored_to_the_last_bit_whatever_its_kind(kind, results, store):
+    name, codec, values = results[kind]
+    assert values
+    computed = []
+
+    def compute():
+        computed.append(name)
+        return values
+
+    for _ in range(2):
+        assert equal(remember(store, name, {"what": name}, compute, each(codec)), values)
+    assert computed == [name]
+    assert len(store.found) == 1
+    assert remember(None, name, {}, compute, each(codec)) is values
+
+
+# --- making and showing sweeps
+
+
+def test_a_sweep_is_every_combination_a_text_at_a_time(tiny_folder):
+    cells = sweep_cells(
+        [tiny_folder], ["embedded-articles"], keep_ratios=[1.0, 0.5], policies=["low_norm", "recent"],
+        max_eval_tokens=60, prune_after=40,
+    )  # fmt: skip
+    assert len(cells) == 4 * 4
+    assert [cell.text for cell in cells[:5]] == ["embedded-articles: article-1"] * 4 + ["embedded-articles: article-2"]
+    assert [tuple(cell.arguments.values()) for cell in cells[:4]] == [
+        (1.0, "absolute", "low_norm", 40), (0.5, "absolute", "low_norm", 40),
+        (1.0, "absolute", "recent", 40), (0.5, "absolute", "recent", 40),
+    ]  # fmt: skip
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(cells_of, tiny):
+    file = io.StringIO()
+    cells = cells_of([ROWS[1], POISON, ROWS[2]], tokens=60)
+    assert len(list(shown(run_cells(cells, model=tiny), 3, file))) == 3
+    assert file.getvalue().splitlines() == [
+        "knorm: 0 of 3 cells, 0 from the store, 0 failed",
+        "knorm: 3 of 3 cells, 0 from the store, 1 failed",
+    ]
