@@ -152,11 +152,12 @@ class Verdict:
         expected: the published value or direction, for people: "57.48", "rises as keep falls".
         tolerance: what still counts as the same, for people: "2 %"; empty where there is nothing to allow for.
         verdict: one of `VERDICTS`.
-        why: one generated sentence with the numbers; for "not testable here", what is missing.
-        numbers: what the sentence rests on; empty for "not testable here".
+        why: one generated sentence with the numbers; for "not testable here", what is missing, or the numbers
+            that leave it open.
+        numbers: what the sentence rests on; empty where there were no tables.
         needs: for "not testable here", what it would take, such as "tox -e pythia with a network"; else empty.
-        stand_in: for "not testable here", what the model at hand shows, kept apart; else None.
-        tables: names of the tables that it was judged by; empty for "not testable here".
+        stand_in: for "not testable here" without tables, what the model at hand shows, kept apart; else None.
+        tables: names of the tables that it was judged by; empty where there were none.
     """
 
     id: str
