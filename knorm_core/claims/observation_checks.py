@@ -104,7 +104,7 @@ def ttft(tables: Tables, name: str, *, row: Mapping[str, Any], expected: float, 
 
     table, first = tables.table(name), tables.table(first_call)
     honest = interval(table, find_row(table, row), "warm_ttft_ratio")
-    cold = interval(first, find_row(first, {"what": "whole first call"}))
+    cold = interval(first, find_row(first, {"what": "whole first call"}), "seconds_ratio")
     judged = judge_ttft_claim(cold.value, honest.value, claimed_fall=-expected / 100)
     if timer == "honest":
         why, found = f"{shown(honest)} with honest timers, claimed {expected:+g} %", figure("honest ratio", honest)
