@@ -250,7 +250,7 @@ def write_results(folder: str | os.PathLike[str], results: Results) -> Path:
     ) as file:
         try:
             for line in lines:
-                file.write(json.dumps(_plain(line), ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(json.dumps(jsonable(line), ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         except BaseException:
@@ -290,12 +290,12 @@ _RECORDS: Mapping[str, Any] = {
 }
 
 
-def _plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """What JSON can hold: tuples as lists, scalars of NumPy and torch as Python's, non-finite numbers as objects."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): jsonable(one) for name, one in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return [_plain(one) for one in value]
+        return [jsonable(one) for one in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

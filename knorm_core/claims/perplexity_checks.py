@@ -194,6 +194,6 @@ def _evictions(tables: Tables, name: str, rows: Sequence[Mapping[str, Any]], rig
     for labels in rows:
         row = find_row(table, labels)
         count, peak = (number(table, row, column) for column in ("evictions_per_layer", "peak_cache"))
-        clauses.append(f"{count:g} evictions per layer and a cache of at most {peak:g} at {describe(labels)}")
+        clauses.append(f"{describe(labels)} has {count:g} evictions per layer and at most {peak:g} entries")
         numbers.append(Number(f"evictions per layer, {describe(labels)}", count))
     return Outcome(all(right(one.value) for one in numbers), "; ".join(clauses), tuple(numbers))

@@ -134,7 +134,9 @@ _WORDS: Mapping[str, Callable[[Any], str]] = {
     "policy": lambda value: str(value).replace("_", " "),
     "positions": lambda value: "" if value == "absolute" else f"positions {value}",
     "seed": lambda value: "mean of seeds" if value == "mean" else f"seed {value}",
-    "skip_layers": lambda value: f"layers {' and '.join(map(str, value))} left alone" if value else "",
+    "skip_layers": lambda value: (
+        f"layer{'s' if len(value) > 1 else ''} {' and '.join(map(str, value))} left alone" if value else ""
+    ),
     "when": lambda value: str(value).replace("_", " "),
     "case": str,
 }

@@ -32,8 +32,10 @@ def _table(path: Path, root: Path) -> Table:
 
 
 def _labels(key: list[str], label: str) -> dict[str, Any]:
+    """A label's parts by column; what is more than a word is the first column's, as in ``512 tokens, adjusted 0.5``."""
     parts = re.findall(r"\([^)]*\)|\S+", label)
-    parts[len(key) - 1 :] = [" ".join(parts[len(key) - 1 :])]
+    first = len(parts) - len(key) + 1
+    parts[:first] = [" ".join(parts[:first])]
     return dict(zip(key, map(_value, parts), strict=True))
 
 
