@@ -64,32 +64,35 @@ def recall_at(
     *,
     row: Mapping[str, Any],
     expected: float,
+    tolerance: float = 0.0,
     uncompressed: Mapping[str, Any] | None = None,
     at_most: bool = False,
 ) -> Outcome:
-    """At least (or ``at_most``) ``expected`` per cent of prompts are answered; with ``uncompressed``, of its answers.
+    """At least (or ``at_most``) ``expected`` per cent of prompts are answered, give or take ``tolerance``.
 
-    The interval is Clopper and Pearson's.
+    With ``uncompressed``, per cent of what that row answers, which is taken as known. It does not hold where the
+    interval of Clopper and Pearson lies on the wrong side, and is open where only the estimate does.
     """
     table = tables.table(name)
     counts = find_row(table, row)
     matches, of = number(table, counts, "matches"), number(table, counts, "of")
-    bar, beside = expected / 100, ""
+    known, beside = 1.0, ""
     if uncompressed is not None:
         reference = find_row(table, uncompressed)
-        bar *= number(table, reference, "matches") / number(table, reference, "of")
+        known = number(table, reference, "matches") / number(table, reference, "of")
         beside = f", uncompressed {reference['matches']:g}"
-    if not 0 <= matches <= of or of == 0 or (bar == 0 and not at_most):
+    if not 0 <= matches <= of or of == 0 or known == 0:
         raise Missing(f"{table.name} has nothing to compare: {matches:g} of {of:g}{beside}")
     from scipy.stats import binomtest
 
     bounds = binomtest(int(matches), int(of)).proportion_ci(0.95)
     found = Interval(matches / of, float(bounds.low), float(bounds.high))
+    bar = known * (expected + (tolerance if at_most else -tolerance)) / 100
     met = found.value <= bar if at_most else found.value >= bar
     excluded = found.low > bar if at_most else found.high < bar
     return Outcome(
         True if met else False if excluded else None,
-        f"{matches:g} of {of:g} answered at {describe(row)}{beside}",
+        f"{matches:g} of {of:g} answered {describe(row)}{beside}",
         (figure(describe(row), found),),
         MORE_PROMPTS,
     )

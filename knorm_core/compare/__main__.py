@@ -71,7 +71,8 @@ def _output(value: str) -> Path:
 
 
 def _sections(comparison: Comparison) -> list[Section]:
-    only = [(name, "A") for name in comparison.only_before] + [(name, "B") for name in comparison.only_after]
+    only: list[tuple[str, ...]] = [(name, "A") for name in comparison.only_before]
+    only += [(name, "B") for name in comparison.only_after]
     return [
         Section(
             "Circumstances",
@@ -130,8 +131,8 @@ def _print(comparison: Comparison, out: Path | None) -> None:
         console.print(table)
         if len(section.rows) > _SHOWN:
             where = f"{out} has them all" if out else "--out FILE writes them all"
-            console.print(f"and {len(section.rows) - _SHOWN} more; {where}", highlight=False)
-    console.print(_summary(comparison), highlight=False)
+            console.print(f"and {len(section.rows) - _SHOWN} more; {where}", highlight=False, markup=False)
+    console.print(_summary(comparison), highlight=False, soft_wrap=True)
 
 
 def _summary(comparison: Comparison) -> str:

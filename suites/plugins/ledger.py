@@ -26,9 +26,12 @@ class Ledger(NamedTuple):
 
     @classmethod
     def of(cls, results: Results, recorded: Sequence[Table], root: Path) -> Ledger:
-        """Judge the claims under ``root``; ``recorded`` are the tables of this run among ``results``."""
+        """Judge the claims under ``root``, if any; ``recorded`` are the tables of this run among ``results``."""
+        folder = root / "baselines" / "claims"
+        if not folder.is_dir():
+            return cls((), False)
         try:
-            verdicts = judge(load_claims(root / "baselines" / "claims"), results)
+            verdicts = judge(load_claims(folder), results)
         except ClaimError as error:
             return cls((), False, str(error))
         names = {table.name for table in recorded}
