@@ -7,7 +7,7 @@ A results folder holds ``results.jsonl``, one JSON object a line, each with a ``
 ``run``    one pytest run: when, with which command, options, software and machine, and how it ended
 ``table``  named rows of numbers, what they were made from, and how they compare with their baseline
 ``test``   one test: its node id, outcome (passed, failed, skipped), seconds, and why if not passed
-``verdict`` one claim, judged by the tables of this file
+``verdict`` one claim, judged by the tables of this file and by nothing else; see `Verdict`
 ========== ==========================================================================================
 
 A table's name is ``model/text set/what`` (as its baseline's path), ``key`` names the columns that label its
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
+VERDICTS = ("reproduced", "explained", "refuted", "not testable here")
 FILE = "results.jsonl"
 
 
@@ -112,13 +113,77 @@ class Test:
 
 
 @dataclass(frozen=True)
+class Number:
+    """One number that a verdict rests on, with its 95 % interval where there is one (else None)."""
+
+    what: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What another model shows of a claim that is about one that was not run; it is no verdict on the claim.
+
+    Attributes:
+        model: its slug, the first part of its tables' names.
+        verdict, why, numbers, tables: as in `Verdict`, had the claim been about this model.
+    """
+
+    model: str
+    verdict: str
+    why: str
+    numbers: Sequence[Number] = ()
+    tables: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One published claim, and what became of it. All text is plain; all sentences end with a full stop.
+
+    Attributes:
+        id: unique, such as "report-pg19-ppl-0.9"; verdicts come in the order of the ledger, by source.
+        source: "report" or "paper".
+        claim: one sentence, as published.
+        where: the table's cell or the section that it stands in.
+        setting: how the source measured it.
+        about: the model that it is about, such as "EleutherAI/pythia-70m", or "any model".
+        expected: the published value or direction, for people: "57.48", "rises as keep falls".
+        tolerance: what still counts as the same, for people: "2 %"; empty where there is nothing to allow for.
+        verdict: one of `VERDICTS`.
+        why: one generated sentence with the numbers; for "not testable here", what is missing, or the numbers
+            that leave it open.
+        numbers: what the sentence rests on; empty where there were no tables.
+        needs: for "not testable here", what it would take, such as "tox -e pythia with a network"; else empty.
+        stand_in: for "not testable here" without tables, what the model at hand shows, kept apart; else None.
+        tables: names of the tables that it was judged by; empty where there were none.
+    """
+
+    id: str
+    source: str
+    claim: str
+    where: str
+    setting: str
+    about: str
+    expected: str
+    tolerance: str
+    verdict: str
+    why: str
+    numbers: Sequence[Number] = ()
+    needs: str = ""
+    stand_in: StandIn | None = None
+    tables: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Results:
     """What one results folder holds, in the order in which it was recorded."""
 
     runs: Sequence[Run] = ()
     tables: Sequence[Table] = ()
     tests: Sequence[Test] = ()
-    verdicts: Sequence[Mapping[str, Any]] = ()
+    verdicts: Sequence[Verdict] = ()
 
     def table(self, name: str) -> Table | None:
         """The table of that name, or None."""
@@ -175,16 +240,17 @@ def write_results(folder: str | os.PathLike[str], results: Results) -> Path:
     target = Path(folder) / FILE
     target.parent.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = [{"kind": "schema", "version": SCHEMA_VERSION}]
-    records: tuple[Run | Table | Test, ...] = (*results.runs, *results.tables, *results.tests)
+    records: tuple[Run | Table | Test | Verdict, ...] = (
+        *results.runs, *results.tables, *results.tests, *results.verdicts,
+    )  # fmt: skip
     for record in records:
         lines.append({"kind": type(record).__name__.lower()} | dataclasses.asdict(record))
-    lines += [{"kind": "verdict"} | dict(verdict) for verdict in results.verdicts]
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=target.parent, prefix=".results-", delete=False
     ) as file:
         try:
             for line in lines:
-                file.write(json.dumps(_plain(line), ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(json.dumps(jsonable(line), ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         except BaseException:
@@ -203,20 +269,33 @@ def _table(content: Mapping[str, Any]) -> Table:
     return Table(**{**content, "rows": rows, "baseline": Baseline(**{**baseline, "cells": cells})})
 
 
+def _verdict(content: Mapping[str, Any]) -> Verdict:
+    if content["verdict"] not in VERDICTS:
+        raise ValueError(f"verdict {content['verdict']!r} is none of {', '.join(VERDICTS)}")
+    stand_in = content["stand_in"]
+    if stand_in is not None:
+        stand_in = StandIn(**{**stand_in, "numbers": _numbers(stand_in["numbers"])})
+    return Verdict(**{**content, "numbers": _numbers(content["numbers"]), "stand_in": stand_in})
+
+
+def _numbers(content: Sequence[Mapping[str, Any]]) -> list[Number]:
+    return [Number(**_floats(number)) for number in content]
+
+
 _RECORDS: Mapping[str, Any] = {
     "run": lambda content: Run(**content),
     "table": _table,
     "test": lambda content: Test(**content),
-    "verdict": dict,
+    "verdict": _verdict,
 }
 
 
-def _plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """What JSON can hold: tuples as lists, scalars of NumPy and torch as Python's, non-finite numbers as objects."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): jsonable(one) for name, one in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return [_plain(one) for one in value]
+        return [jsonable(one) for one in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 
 from knorm_core.results import (
     FILE,
+    VERDICTS,
     Baseline,
     Cell,
+    Number,
     Results,
     ResultsError,
     Run,
+    StandIn,
     Table,
     Test,
+    Verdict,
     read_results,
     write_results,
 )
@@ -40,16 +44,25 @@ tables = st.builds(
     ),
     run=words,
 )
+figures = st.lists(st.builds(Number, words, st.floats(allow_nan=False)), max_size=2)
+verdicts = st.builds(
+    Verdict,
+    **dict.fromkeys(["id", "source", "claim", "where", "setting", "about", "expected", "tolerance", "why"], words),
+    verdict=st.sampled_from(VERDICTS),
+    numbers=figures,
+    stand_in=st.none() | st.builds(StandIn, words, st.sampled_from(VERDICTS), words, figures, st.lists(words)),
+    tables=st.lists(words, max_size=2),
+)
 
 
 def run(name):
     return Run(name, "2026-01-01T00:00:00+00:00", 1.5, "pytest", 0, {}, {"torch": "2"}, {"cores": 2})
 
 
-@given(st.lists(tables, max_size=3))
-def test_what_is_written_is_what_is_read(tmp_path_factory, written):
+@given(st.lists(tables, max_size=3), st.lists(verdicts, max_size=2))
+def test_what_is_written_is_what_is_read(tmp_path_factory, written, judged):
     folder = tmp_path_factory.mktemp("results")
-    results = Results([run("a")], written, [Test("t.py::t", "failed", 0.5, "why", "a")], [{"claim": "c"}])
+    results = Results([run("a")], written, [Test("t.py::t", "failed", 0.5, "why", "a")], judged)
     write_results(folder, results)
     assert read_results(folder) == results
 

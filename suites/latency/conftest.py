@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from knorm_core import load_model
+from knorm_core.latency.records import Record
+from knorm_core.models import model_identity
 from suites.families import VOCABULARY, tiny_model
+from suites.plugins.inputs import LoadedModel
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +53,19 @@ def timed_model(request: pytest.FixtureRequest) -> Any:
     option = request.config.getoption
     model, _ = load_model(option("knorm_model"), timed_dtype(request.config), option("knorm_device"))
     return model
+
+
+@pytest.fixture
+def record_latency(record_table: Callable[..., None], request: pytest.FixtureRequest) -> Callable[[Record], None]:
+    """Record a table of what was measured, under the name of the timed model."""
+    name = request.config.getoption("knorm_model")
+    loaded = LoadedModel(name, None, None, *model_identity(name))
+
+    def record(table: Record) -> None:
+        source = {"model": f"{loaded.slug} sha256:{loaded.weights_sha256}", **table.made_from}
+        record_table(f"{loaded.slug}/latency/{table.what}", table.rows, key=table.key, made_from=source)
+
+    return record
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from knorm_core.claims import judge, load_claims
 from knorm_core.latency import MeasurementError, judge_ttft_claim, measure_cold_start
 from knorm_core.latency import cold_process as cold_process_module
 from knorm_core.latency.claim import EXPLAINED, REFUTED, REPRODUCED
 from knorm_core.latency.cold_start import ColdStart, summarise
 from knorm_core.latency.environment import Environment
+from knorm_core.latency.records import cold_start_records
 from knorm_core.latency.tables import cold_start_tables
+from knorm_core.results import Results, Table
+from suites.claims.recorded import BASELINES
 
 pytestmark = pytest.mark.fast
 
@@ -161,3 +165,20 @@ def test_the_tables_have_these_columns_and_the_verdict():
     assert any("a cold start would make -83.6%." in note for note in claim.notes)
     assert json.loads(json.dumps(cold.as_dict()))["verdict"]["outcome"] == REFUTED
     assert statistics.median(cold.as_dict()["first_call"]["samples"]) == cold.first_call.median
+
+
+@pytest.mark.parametrize(
+    ("reports", "verdict"),
+    [
+        ([report(1.1), report(1.2)], "refuted"),
+        ([report(9.0), report(9.5)], "explained"),
+        ([report(9.0, honest=0.1), report(9.5, honest=0.1)], "reproduced"),
+    ],
+)
+def test_the_ledger_says_of_the_records_what_the_measurement_says_itself(reports, verdict):
+    cold = cold_start(*reports)
+    tables = [Table(f"m/latency/{record.what}", *record[1:]) for record in cold_start_records(cold)]
+    [claim] = [one for one in load_claims(BASELINES / "claims") if one.id == "report-ttft-0.9"]
+    [judged] = judge([claim], Results(tables=tables))
+    assert judged.verdict == verdict
+    assert cold.verdict().outcome.startswith(verdict)

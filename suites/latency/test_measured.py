@@ -11,6 +11,7 @@ import pytest
 from knorm_core.counts import kept_count
 from knorm_core.latency import ColdStart, Contexts, Latency, measure_cold_start, measure_contexts, measure_latency
 from knorm_core.latency.claim import EXPLAINED, REFUTED, REPRODUCED
+from knorm_core.latency.records import cold_start_records, contexts_record, latency_record
 from knorm_core.latency.tables import cold_start_tables, contexts_table, latency_table
 from knorm_core.setting import text_config
 from suites.latency.conftest import timed_dtype
@@ -60,9 +61,10 @@ def cold(timed_model, request) -> ColdStart:
     )
 
 
-def test_compression_does_not_shorten_the_time_to_first_token(latency, show_table):
+def test_compression_does_not_shorten_the_time_to_first_token(latency, show_table, record_latency):
     table = latency_table(latency)
     show_table(table.title, table.rows, *table.notes)
+    record_latency(latency_record(latency))
     assert not latency.failures
     # On a busy machine single rounds part by tens of per cent; there, the interval has to reach the bound.
     bound = "high" if latency.environment.busy else "median"
@@ -94,9 +96,10 @@ def test_the_peak_is_the_prompt_and_the_mean_lies_between(latency):
         assert row.cache_bytes_after_prefill.median < row.cache_bytes_mean.median <= row.cache_bytes_peak.median
 
 
-def test_a_compressed_cache_is_smaller_at_every_context(contexts, show_table):
+def test_a_compressed_cache_is_smaller_at_every_context(contexts, show_table, record_latency):
     table = contexts_table(contexts)
     show_table(table.title, table.rows, *table.notes)
+    record_latency(contexts_record(contexts))
     for latency in contexts.latencies:
         assert not latency.failures
         per_token = latency.row(1.0).cache_bytes_after_prefill.median // latency.prompt_tokens
@@ -112,9 +115,11 @@ def test_throughput_gains_grow_with_the_context(contexts):
     assert longest > 0.8 * shortest
 
 
-def test_the_verdict_on_the_claim_follows_from_first_calls_of_fresh_processes(cold, show_table):
+def test_the_verdict_on_the_claim_follows_from_first_calls_of_fresh_processes(cold, show_table, record_latency):
     for table in cold_start_tables(cold):
         show_table(table.title, table.rows, *table.notes)
+    for record in cold_start_records(cold):
+        record_latency(record)
     assert not cold.failures
     verdict = cold.verdict()
     honest = {row.keep_ratio: row.warm_ttft.ratio.median for row in cold.rows}

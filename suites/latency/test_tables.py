@@ -10,6 +10,7 @@ import pytest
 from knorm_core.latency import Contexts, Latency, Quantity, Ratio, measure_contexts, measure_latency
 from knorm_core.latency.environment import Environment
 from knorm_core.latency.quantity import ratio_of
+from knorm_core.latency.records import contexts_record, latency_record
 from knorm_core.latency.rounds import Failure
 from knorm_core.latency.tables import contexts_table, latency_table
 from suites.families import random_ids
@@ -130,3 +131,26 @@ def test_the_context_from_which_decoding_gains_is_found_and_never_is_said(contex
     assert measured.gains_from(0.5) == gains
     assert sentence in contexts_table(measured).notes[0]
     assert measured.as_dict()["gains_from"] == [{"keep_ratio": 0.5, "context": gains}]
+
+
+def test_a_record_holds_every_quantity_with_its_interval_and_where_it_was_measured(latency):
+    record = latency_record(latency)
+    baseline, row = record.rows
+    measured = latency.row(0.5).ttft_seconds
+    assert row["ttft_seconds"] == measured.median
+    assert (row["ttft_seconds_ratio_low"], row["ttft_seconds_ratio_high"]) == (measured.ratio.low, measured.ratio.high)
+    assert (baseline["ttft_seconds_ratio"], baseline["keep_ratio"]) == (1, 1)
+    assert "compress_seconds_ratio" not in row
+    assert "peak_device_bytes" not in row  # no CUDA device
+    assert record.made_from["environment"] == dataclasses.asdict(latency.environment)
+    assert record.made_from["settings"]["prompt_tokens"] == 40
+    json.dumps(record, allow_nan=False)
+
+
+def test_the_record_of_contexts_has_a_row_per_length_and_ratio(contexts):
+    record = contexts_record(contexts)
+    assert [(row["context"], row["keep_ratio"]) for row in record.rows] == [
+        (context, ratio) for context in (44, 64, 84) for ratio in (1.0, 0.5)
+    ]
+    assert record.made_from["gains_from"] == {"0.5": contexts.gains_from(0.5)}
+    assert "prompt_tokens" not in record.made_from["settings"]

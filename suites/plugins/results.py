@@ -1,4 +1,4 @@
-"""``--knorm-report DIR``: what the tests recorded, written as results when the run is through (xdist or not)."""
+"""What the tests recorded (xdist or not): judged when the run is through, and written where ``--knorm-report`` says."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from knorm_core.results import FILE, Baseline, Results, ResultsError, Run, Table, Test, read_results, write_results
+from suites.plugins.ledger import Ledger
 
 _PROPERTY = "knorm_result"
 _VERSIONS = ("knorm", "torch", "transformers", "datasets", "numpy", "scipy", "pytest")
@@ -54,6 +55,7 @@ class Recorder:
         self.tables: list[Table] = []
         self.tests: dict[str, Test] = {}
         self.unreadable = ""  # why earlier results in the folder could not be read
+        self.ledger: Ledger | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
@@ -81,7 +83,7 @@ class Recorder:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("knorm_report") and not hasattr(config, "workerinput"):
+    if not hasattr(config, "workerinput"):
         config.stash[_recorder] = Recorder()
         config.pluginmanager.register(config.stash[_recorder], "knorm-recorder")
 
@@ -90,22 +92,32 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     recorder = session.config.stash.get(_recorder, None)
     if recorder is None:
         return
-    folder, earlier = Path(session.config.getoption("knorm_report")), Results()
-    if (folder / FILE).exists():
-        try:
-            earlier = read_results(folder)
-        except ResultsError as error:
-            recorder.unreadable = str(error)
-    write_results(folder, earlier.updated(recorder.results(session.config, exitstatus)))
+    report = session.config.getoption("knorm_report")
+    results = Results(tables=recorder.tables)
+    if report:
+        earlier = Results()
+        if (Path(report) / FILE).exists():
+            try:
+                earlier = read_results(report)
+            except ResultsError as error:
+                recorder.unreadable = str(error)
+        results = earlier.updated(recorder.results(session.config, exitstatus))
+    recorder.ledger = Ledger.of(results, recorder.tables, session.config.rootpath)
+    if report:
+        write_results(report, dataclasses.replace(results, verdicts=recorder.ledger.verdicts))
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     recorder = config.stash.get(_recorder, None)
     if recorder is None:
         return
+    if recorder.ledger is not None:
+        recorder.ledger.show(terminalreporter)
     if recorder.unreadable:
         terminalreporter.line(f"earlier results were replaced: {recorder.unreadable}", yellow=True)
-    terminalreporter.line(f"results: {Path(config.getoption('knorm_report')) / FILE}")
+    if config.getoption("knorm_report"):
+        terminalreporter.line(f"results: {Path(config.getoption('knorm_report')) / FILE}")
 
 
 def _reason(report: pytest.TestReport) -> str:

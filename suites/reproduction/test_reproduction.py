@@ -7,6 +7,7 @@ import functools
 from itertools import pairwise, product
 from statistics import fmean
 
+import numpy
 import pytest
 
 from knorm_core import Evaluation, perplexity
@@ -146,6 +147,36 @@ def test_perplexity_rises_as_keep_ratio_falls_except_where_known(
         if perplexity(rows[lower]) <= perplexity(rows[higher])
     }
     assert falling == NOT_RISING[text_set, position_mode]
+
+
+def test_the_cache_is_a_sawtooth_between_kept_count_and_prune_after(
+    text_set, table_of, language_model, texts_of, record_table, request
+):
+    # Recorded for the report's figure: the corners of the line, which are all that there is to it.
+    option = request.config.getoption
+    rows = []
+    for (mode, ratio), evaluation in table_of(text_set, 0).items():
+        if mode != option("knorm_positions")[0]:
+            continue  # positions change no length
+        corners = cache_corners(evaluation)
+        steps = range(evaluation.effective_prune_after, evaluation.seq_len - 1)
+        assert list(evaluation.cache_trace[0]) == pytest.approx(numpy.interp(steps, *zip(*corners, strict=True)))
+        rows += [{"keep_ratio": ratio, "step": step, "cache_length": length} for step, length in corners]
+    record_table(
+        f"{language_model.slug}/{text_set}/cache-trace",
+        rows,
+        key=("keep_ratio", "step"),
+        made_from=made_from(language_model, texts_of(language_model, text_set, option("knorm_max_eval_tokens"))[:1]),
+    )
+
+
+def cache_corners(evaluation):
+    """(step, cache length after it) from the first token to the last one fed, wherever the line changes direction."""
+    layer = next(layer for layer in range(len(evaluation.evictions)) if layer not in evaluation.sliding_layers)
+    lengths = {0: 1, evaluation.seq_len - 2: evaluation.cache_trace[0][-1]}
+    for step, before, after in evaluation.evictions[layer]:
+        lengths |= {step - 1: before, step: after + 1}
+    return sorted(lengths.items())
 
 
 def pooled_evaluations(text_set, position_mode, table_of, language_model, texts_of, option):

@@ -1,0 +1,46 @@
+"""The baselines as results: what a run that matched every one of them would have recorded."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas
+import yaml
+
+from knorm_core.results import Results, Table
+
+BASELINES = Path(__file__).parents[2] / "baselines"
+
+
+def recorded_tables(root: Path = BASELINES) -> Results:
+    """Every table under ``baselines/``, its rows' labels taken apart again into the columns of its key."""
+    return Results(tables=[_table(path, root) for path in sorted(root.rglob("*.csv"))])
+
+
+def _table(path: Path, root: Path) -> Table:
+    frame = pandas.read_csv(path, index_col=0)
+    key = str(frame.index.name).split(" ")
+    rows = [
+        {**_labels(key, str(label)), **values}
+        for label, values in zip(frame.index, frame.to_dict(orient="records"), strict=True)
+    ]
+    made_from = yaml.safe_load(path.with_suffix(".yml").read_text(encoding="utf-8"))
+    return Table(str(path.relative_to(root).with_suffix("")), key, rows, made_from)
+
+
+def _labels(key: list[str], label: str) -> dict[str, Any]:
+    """A label's parts by column; what is more than a word is the first column's, as in ``512 tokens, adjusted 0.5``."""
+    parts = re.findall(r"\([^)]*\)|\S+", label)
+    first = len(parts) - len(key) + 1
+    parts[:first] = [" ".join(parts[:first])]
+    return dict(zip(key, map(_value, parts), strict=True))
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text

@@ -1,0 +1,194 @@
+"""``python -m knorm_core.compare``: what moved, whether it matters, how it is shown, and the exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from knorm_core.compare import compare
+from knorm_core.compare.__main__ import main
+from knorm_core.results import Baseline, Results, Run, Table, Verdict, write_results
+
+pytestmark = pytest.mark.fast
+
+GOLDEN = Baseline("same", rtol=1e-6)
+
+
+def run(**changes):
+    versions = {"torch": "2.9", "transformers": "5.0"} | changes.pop("versions", {})
+    machine = {"processor": "one", "cores": 2} | changes.pop("machine", {})
+    return Run("r", "2026-01-01T00:00:00+00:00", 1.0, "pytest", 0, {"knorm_report": "x"}, versions, machine)
+
+
+def row(keep, ppl, low=None, high=None):
+    interval = {} if low is None else {"ratio": ppl / 40, "ratio_low": low, "ratio_high": high}
+    return {"keep_ratio": keep, "ppl": ppl} | interval
+
+
+def table(*rows, name="m/t/ppl", baseline=GOLDEN):
+    return Table(name, ["keep_ratio"], list(rows), {}, baseline, "r")
+
+
+def verdict(name, outcome):
+    return Verdict(name, "report", f"Claim {name}.", "", "", "any model", "", "", outcome, "Why.")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """``folders(A, B)``: two results, written; their paths as arguments."""
+
+    def written(*results):
+        for name, one in zip("ab", results, strict=True):
+            write_results(tmp_path / name, one)
+        return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+    return written
+
+
+BEFORE = Results([run()], [table(row(1.0, 40.0), row(0.5, 48.0, 1.1, 1.3))])
+
+
+def after(ppl, **changes):
+    rows = (row(1.0, 40.0), row(0.5, ppl, 1.1 * ppl / 48, 1.3 * ppl / 48))
+    return dataclasses.replace(BEFORE, tables=[table(*rows)], **changes)
+
+
+@pytest.mark.parametrize(
+    ("ppl", "status", "tolerance", "interval"),
+    [
+        (48.0, 0, None, None),
+        (48.0 * (1 + 5e-7), 0, False, False),
+        (48.1, 1, True, False),
+        (80.0, 1, True, True),
+        (math.nan, 1, True, None),
+        (math.inf, 1, True, True),
+    ],
+)
+def test_a_cell_is_held_against_its_golden_tolerance_and_its_interval(ppl, status, tolerance, interval, folders):
+    moved = {cell.column: cell for cell in compare(BEFORE, after(ppl)).moved}
+    if tolerance is None:
+        assert not moved
+    else:
+        assert moved["ppl"].beyond_tolerance == tolerance
+        assert moved["ratio"].beyond_interval == interval
+        assert moved["ppl"].beyond_interval is None  # no interval of its own
+    assert main(folders(BEFORE, after(ppl))) == status
+
+
+def test_a_cell_says_by_how_much_it_moved():
+    [cell] = [cell for cell in compare(BEFORE, after(60.0)).moved if cell.column == "ppl"]
+    assert (cell.table, cell.row, cell.before, cell.after) == ("m/t/ppl", "0.5", 48.0, 60.0)
+    assert (cell.absolute, cell.relative) == (12.0, 0.25)
+
+
+def test_what_matters_comes_first():
+    moved = compare(
+        Results(tables=[table(row(0.9, 40.0), row(0.5, 40.0, 0.9, 1.1), row(0.1, 40.0))]),
+        Results(tables=[table(row(0.9, 40.0 * (1 + 1e-8)), row(0.5, 80.0, 1.9, 2.1), row(0.1, 400.0))]),
+    ).moved
+    assert [(cell.row, cell.column) for cell in moved[:3]] == [("0.5", "ratio"), ("0.1", "ppl"), ("0.5", "ratio_low")]
+    assert moved[-1].row == "0.9"
+
+
+def test_a_row_that_only_one_has_is_beyond_tolerance(folders):
+    fewer = dataclasses.replace(BEFORE, tables=[table(row(1.0, 40.0))])
+    assert main(folders(BEFORE, fewer)) == 1
+    assert all(cell.after is None and cell.absolute is None for cell in compare(BEFORE, fewer).moved)
+
+
+def test_tables_without_a_baseline_are_shown_and_not_counted(folders, capsys):
+    latency = [table(row(1.0, value), name="m/latency/ttft", baseline=Baseline("none")) for value in (1.0, 2.0)]
+    results = [dataclasses.replace(BEFORE, tables=[one]) for one in latency]
+    assert main(folders(*results)) == 0
+    assert "m/latency/ttft" in capsys.readouterr().out
+    assert compare(*results).moved[0].beyond_tolerance is None
+
+
+def test_versions_machine_lone_tables_and_flipped_verdicts_are_said(folders, capsys):
+    old = dataclasses.replace(BEFORE, verdicts=[verdict("x", "reproduced"), verdict("y", "refuted")])
+    new = Results(
+        [run(versions={"torch": "2.10"}, machine={"device": "cuda"})],
+        [table(row(1.0, 40.0), name="m/t/new")],
+        (),
+        [verdict("x", "refuted"), verdict("y", "refuted"), verdict("z", "explained")],
+    )
+    found = compare(old, new)
+    assert [(one.what, one.before, one.after) for one in found.differences] == [
+        ("torch", "2.9", "2.10"),
+        ("device", "", "cuda"),
+    ]
+    assert (found.only_before, found.only_after) == (("m/t/ppl",), ("m/t/new",))
+    assert {(flip.id, flip.before, flip.after) for flip in found.flips} == {
+        ("x", "reproduced", "refuted"),
+        ("z", "", "explained"),
+    }
+    assert main(folders(old, new)) == 0
+    text = capsys.readouterr().out
+    assert text.index("2.10") < text.index("m/t/new") < text.index("Claim x.")
+    assert text.rstrip().endswith("2 verdicts flipped.")
+    assert "\x1b" not in text
+
+
+def test_the_same_results_have_nothing_to_show(folders, capsys):
+    assert main(folders(BEFORE, BEFORE)) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Versions, machine and options are the same.",
+        "Both have the same tables.",
+        "No verdict flipped.",
+        "0 cells moved: 0 by more than the golden tolerance, 0 beyond a 95 % interval. 0 verdicts flipped.",
+    ]
+
+
+def test_it_is_written_as_json_lines_or_markdown_whole(folders, tmp_path, capsys):
+    many = [table(*(row(keep, value) for keep in range(30))) for value in (1.0, 2.0)]
+    paths = folders(*(dataclasses.replace(BEFORE, tables=[one]) for one in many))
+    for name in ("moved.jsonl", "moved.md"):
+        assert main([*paths, "--out", str(tmp_path / name)]) == 1
+        assert "and 10 more" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "moved.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["moved"] * 30
+    assert lines[0] | {"row": ""} == {
+        "kind": "moved", "table": "m/t/ppl", "row": "", "column": "ppl", "before": 1.0, "after": 2.0,
+        "absolute": 1.0, "relative": 1.0, "beyond_tolerance": True, "beyond_interval": None,
+    }  # fmt: skip
+    markdown = (tmp_path / "moved.md").read_text()
+    assert markdown.count("| ppl | 1 | 2 | +1 | 1.0e+00 | beyond | – |") == 30
+
+
+def test_names_cannot_inject_markup(folders, tmp_path, capsys):
+    name = "[red]m|x/t<script>/ppl"
+    results = [dataclasses.replace(BEFORE, tables=[table(row("[bold]", v), name=name)]) for v in (1.0, 2.0)]
+    main([*folders(*results), "--out", str(tmp_path / "moved.md")])
+    shown = capsys.readouterr().out
+    assert name in shown
+    assert "[bold]" in shown
+    assert "## \\[red\\]m\\|x/t\\<script\\>/ppl" in (tmp_path / "moved.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{a}", "nowhere"], "no results at nowhere"),
+        (["{a}", "{a}", "--out", "moved.txt"], "'moved.txt' ends neither in .jsonl (JSON Lines) nor in .md (Markdown)"),
+        (["{a}", "{a}", "--out", "no/such/folder.md"], "No such file or directory"),
+        (["{a}"], "the following arguments are required: RESULTS_B"),
+    ],
+)
+def test_bad_input_is_said_in_a_sentence_with_status_2(arguments, message, folders, capsys):
+    a, _ = folders(BEFORE, BEFORE)
+    try:
+        status = main([argument.format(a=a) for argument in arguments])
+    except SystemExit as exit_:  # argparse's own
+        status = exit_.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_says_what_each_exit_status_means(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"\n  {status}  " in text for status in (0, 1, 2))

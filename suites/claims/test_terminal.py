@@ -1,0 +1,145 @@
+"""The verdicts at the end of a run: in the terminal, in the results, with xdist, with and without colour."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from knorm_core.claims import judge, load_claims
+from knorm_core.results import Results, Table, read_results
+from suites.claims.recorded import BASELINES
+from suites.plugins.ledger import Ledger
+
+pytest_plugins = ["pytester"]
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+MEASURES = """
+    import pytest
+
+    def test_measures(record_table, show_table):
+        row = {"case": "512 tokens, prune_after 512 as given", "keep_ratio": 0.5}
+        show_table("shown", [row])
+        record_table("m/embedded-short/faults", [row | {"evictions_per_layer": 0, "peak_cache": 511}], key=list(row))
+
+    def test_measures_what_no_claim_uses(record_table):
+        record_table("m/embedded-short/fast", [{"ppl": 1.0}], key=[])
+"""
+
+
+@pytest.fixture
+def project(pytester, monkeypatch):
+    """A repository with our ledger and two tests; call it to run some of them there."""
+    monkeypatch.setenv("PYTHONPATH", str(BASELINES.parent))
+    pytester.makeconftest('pytest_plugins = ["suites.plugins.tables", "suites.plugins.results"]')
+    pytester.makepyfile(MEASURES)
+    shutil.copytree(BASELINES / "claims", pytester.path / "baselines" / "claims")
+    return lambda *arguments: pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
+
+
+def shown(ledger, on_terminal, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    file = io.StringIO()
+    ledger.show(SimpleNamespace(isatty=on_terminal, _tw=SimpleNamespace(_file=file)))
+    return file.getvalue()
+
+
+@pytest.fixture
+def ledger(recorded):
+    return Ledger.of(recorded, recorded.tables, BASELINES.parent)
+
+
+@pytest.mark.fast
+def test_verdicts_come_with_their_sentence_by_source_within_80_columns(ledger, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown(ledger, True, monkeypatch, "80")).splitlines()
+    assert max(map(len, lines)) == 80
+    cells = [line.split("│")[1:3] for line in lines if "│" in line]
+    claims, verdicts = (" ".join(column) for column in zip(*cells, strict=True))
+    claims, verdicts = (re.sub(r"\s+", " ", column) for column in (claims, verdicts))
+    assert all(verdict.claim in claims for verdict in ledger.verdicts)
+    assert all(verdict.why in verdicts for verdict in ledger.verdicts if verdict.tables)
+    assert "not testable here: needs tox -e pythia with a network." in verdicts
+    beside = [verdict.stand_in for verdict in ledger.verdicts if verdict.stand_in]
+    assert beside
+    assert all(f"A stand-in, kept apart: {one.verdict}. {one.why}" in verdicts for one in beside)
+    text = " ".join(lines)
+    assert text.index("What became of the report's claims") < text.index("What became of the paper's claims")
+    for source in ("report", "paper"):
+        found = sum(verdict.verdict == "reproduced" and verdict.source == source for verdict in ledger.verdicts)
+        assert f"The {source}: {found} reproduced, " in text
+
+
+@pytest.mark.fast
+def test_there_is_colour_on_a_terminal_and_none_elsewhere_or_with_no_color(ledger, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert COLOUR.search(shown(ledger, True, monkeypatch, "100"))
+    assert "\x1b" not in shown(ledger, False, monkeypatch, "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not COLOUR.search(shown(ledger, True, monkeypatch, "100"))
+
+
+@pytest.mark.fast
+def test_a_name_in_square_brackets_is_shown_and_not_taken_for_markup(monkeypatch):
+    row = {
+        "case": "512 tokens, prune_after 512 as given",
+        "keep_ratio": 0.5,
+        "evictions_per_layer": 0,
+        "peak_cache": 511,
+    }
+    tables = [Table("[red]m/embedded-short/faults", list(row)[:2], [row])]
+    ledger = Ledger.of(Results(tables=tables), tables, BASELINES.parent)
+    assert "On [red]m," in shown(ledger, False, monkeypatch, "200")
+
+
+@pytest.mark.fast
+def test_a_run_that_measured_something_ends_with_the_verdicts_and_then_where_they_lie(project):
+    result = project("--knorm-report", "out")
+    result.assert_outcomes(passed=2)
+    lines = [line for line in result.outlines if line.strip()]
+    order = [
+        next(i for i, line in enumerate(lines) if part in line) for part in ("shown", "What became of", "results: ")
+    ]
+    assert order == sorted(order)
+    assert "results: out/results.jsonl" in lines[-2]
+    results = read_results("out")
+    judged = judge(load_claims(BASELINES / "claims"), results)
+    assert [verdict.verdict for verdict in results.verdicts] == [verdict.verdict for verdict in judged]
+    assert [v.verdict for v in judged if v.id == "report-512-tops-out-at-511"] == ["reproduced"]
+
+
+@pytest.mark.golden
+def test_verdicts_need_no_report_and_work_with_xdist(project):
+    result = project("-n", "2")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*What became of the report's claims*", "*reproduced. On m, embedded-short/faults*"])
+    result.stdout.no_fnmatch_line("results: *")
+
+
+@pytest.mark.fast
+def test_a_run_that_measured_nothing_that_claims_use_ends_without_verdicts(project):
+    result = project("-k", "no_claim_uses")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*What became of*")
+
+
+@pytest.mark.fast
+def test_one_folder_gathers_what_several_runs_measured(project):
+    project("-k", "test_measures and not no_claim_uses", "--knorm-report", "out")
+    second = project("-k", "no_claim_uses", "--knorm-report", "out")
+    second.stdout.no_fnmatch_line("*What became of*")  # this run measured nothing of it
+    results = read_results("out")
+    assert len(results.tables) == 2
+    assert any(verdict.verdict == "reproduced" for verdict in results.verdicts)
+
+
+@pytest.mark.fast
+def test_a_ledger_that_cannot_be_read_is_said_in_one_line(project, pytester):
+    (pytester.path / "baselines" / "claims" / "paper.toml").write_text("source = 3\n")
+    result = project()
+    result.stdout.fnmatch_lines(["no verdicts: *paper.toml: key 'claim' is missing*"])
+    result.assert_outcomes(passed=2)
