@@ -248,11 +248,17 @@ def _page(name: str, kind: str) -> str:
     return name if kind == "model" else f"{kind}s/{name}"
 
 
-if __name__ == "__main__":
-    # All that is pinned, with progress shown, before something needs it; texts not where a mirror has them.
+def main() -> None:
+    """Fetch all that is pinned, with progress shown, before something needs it; no texts where a mirror has them."""
     mirrored = os.environ.get("KNORM_TEXT_DIR")
     try:
-        for repository in [name for name, pin in PINNED.items() if not (mirrored and pin.kind == "dataset")]:
-            print(pinned(repository))
+        for name in [name for name, pin in PINNED.items() if not (mirrored and pin.kind == "dataset")]:
+            print(pinned(name))
     except HubError as refusal:
         sys.exit(str(refusal))
+
+
+if __name__ == "__main__":
+    from knorm_core import hub  # the module that everybody imports, not the copy of it that is running here
+
+    hub.main()

@@ -8,7 +8,6 @@ and PG-19 as Parquet files made from the embedded texts.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import torch
 
 import knorm_core
 from knorm_core.hub import PINNED
-from suites.hub.stand_in import Repository
+from suites.hub.stand_in import Repository, sha256
 
 PYTHIA, WIKITEXT, PG19 = "EleutherAI/pythia-70m", "Salesforce/wikitext", "emozilla/pg19-test"
 LAYERS, HEADS, WIDTH, VOCABULARY = 3, 4, 32, 800
@@ -39,10 +38,7 @@ def repositories() -> dict[str, Repository]:
 
 def pins(served: Mapping[str, Repository]) -> dict[str, dict[str, str]]:
     """The SHA-256 that the pinned files of the stand-ins have: {repository: {file: SHA-256}}."""
-    return {
-        name: {file: hashlib.sha256(served[name].files[file]).hexdigest() for file in PINNED[name].sha256}
-        for name in PINNED
-    }
+    return {name: {file: sha256(served[name].files[file]) for file in PINNED[name].sha256} for name in PINNED}
 
 
 @functools.cache
@@ -53,7 +49,32 @@ def model_files() -> dict[str, bytes]:
         "config.json": _json(_config()),
         "model.safetensors": weights(_state()),
         "pytorch_model.bin": b"what would be a pickle",
-        **_tokenizer_files(),
+        **tokenizer_files(),
+    }
+
+
+@functools.cache
+def tokenizer_files() -> dict[str, bytes]:
+    """A byte-level tokenizer of 800 tokens, in the files and words of Pythia's."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[_END, "<|padding|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(path) for path in sorted(_EMBEDDED.glob("*.txt"))], trainer)
+    special = {"bos_token": _END, "eos_token": _END, "unk_token": _END}
+    settings = {"add_prefix_space": False, **special, "tokenizer_class": "GPTNeoXTokenizer"}
+    return {
+        "tokenizer.json": tokenizer.to_str().encode(),
+        "tokenizer_config.json": _json(settings),
+        "special_tokens_map.json": _json(special),
     }
 
 
@@ -173,29 +194,6 @@ def _state() -> dict[str, torch.Tensor]:
         state[f"{attention}.masked_bias"] = torch.tensor(-1e4, dtype=torch.float16)
         state[f"{attention}.rotary_emb.inv_freq"] = torch.ones(1, dtype=torch.float16)
     return state
-
-
-def _tokenizer_files() -> dict[str, bytes]:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[_END, "<|padding|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train([str(path) for path in sorted(_EMBEDDED.glob("*.txt"))], trainer)
-    special = {"bos_token": _END, "eos_token": _END, "unk_token": _END}
-    settings = {"add_prefix_space": False, **special, "tokenizer_class": "GPTNeoXTokenizer"}
-    return {
-        "tokenizer.json": tokenizer.to_str().encode(),
-        "tokenizer_config.json": _json(settings),
-        "special_tokens_map.json": _json(special),
-    }
 
 
 def _json(value: Any) -> bytes:

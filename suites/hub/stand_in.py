@@ -7,6 +7,7 @@ store on another host, with their SHA-256 and size in the headers of the redirec
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.server
 import json
@@ -103,6 +104,18 @@ def dropped(after: int, *, reset: bool = False) -> Fault:
     return fault
 
 
+def stalled(after: int) -> Fault:
+    """After so many bytes of the body nothing more comes, until the stand-in stops."""
+
+    def fault(handler: _Handler, body: bytes) -> None:
+        handler.answer_headers(200, len(body))
+        handler.wfile.write(body[:after])
+        handler.wfile.flush()
+        silent(handler, body)
+
+    return fault
+
+
 def silent(handler: _Handler, _: bytes) -> None:
     handler.hub._stopping.wait(60)
     handler.close_connection = True
@@ -149,7 +162,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _stored(self, digest: str) -> bytes:
         everything = (body for repository in self.hub.repositories.values() for body in repository.files.values())
-        return next(body for body in everything if hashlib.sha256(body).hexdigest() == digest)
+        return next(body for body in everything if sha256(body) == digest)
 
     def _api(self, path: str, kind: str, name: str, what: str | None, rest: str | None, paths: list[str]) -> None:
         revision, _, below = (rest or "main").partition("/")
@@ -185,7 +198,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer_in_part(path, body, {"ETag": f'"{_git_sha1(body)}"', **commit})
         else:
             body = repository.files[file]
-            digest = hashlib.sha256(body).hexdigest()
+            digest = sha256(body)
             linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(body))}
             location = {"Location": f"http://localhost:{self.hub.port}/stored/{digest}/{urllib.parse.quote(file)}"}
             self._fault_or(path, b"", lambda: self.answer(302, b"", {**linked, **location, **commit}))
@@ -238,8 +251,13 @@ def _entries(repository: Repository) -> Iterator[dict[str, Any]]:
     for file, body in sorted(repository.files.items()):
         entry: dict[str, Any] = {"type": "file", "path": file, "oid": _git_sha1(body), "size": len(body)}
         if file.endswith(LARGE):
-            entry["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 133}
+            entry["lfs"] = {"oid": sha256(body), "size": len(body), "pointerSize": 133}
         yield entry
+
+
+@functools.cache
+def sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
 
 
 def _git_sha1(body: bytes) -> str:
