@@ -72,7 +72,9 @@ def test_a_model_is_the_same_whichever_way_leads_to_it(way, model_home, monkeypa
 
 
 @pytest.mark.parametrize(
-    "name", [TOO_LONG, f"owner/{TOO_LONG}", f"/{REPEATED}", f"{REPEATED}/..", "a\0b", "owner/a\nb"]
+    "name",
+    [TOO_LONG, f"owner/{TOO_LONG}", f"/{REPEATED}", f"{REPEATED}/..", "a\0b", "owner/a\nb"],
+    ids=["part", "id", "path", "up", "null", "newline"],
 )
 def test_a_model_name_that_cannot_be_is_refused_in_one_short_sentence(name):
     with pytest.raises(ModelNotFoundError, match="unknown model") as refusal:
