@@ -3,7 +3,7 @@
 What the suite names is pinned: to a commit, and file by file to a SHA-256. It is taken from the hub's local
 cache without asking anybody; only what is missing there is downloaded. Every file that is used has been
 hashed: against the pin, or else against what the hub announced, which is the name of the file's blob in the
-cache (SHA-256 for large files, git's SHA-1 for small ones).
+cache (SHA-256 for large files, git's SHA-1 for small ones; a cache without links does not have these names).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def pinned(name: str) -> Path:
 
 
 def contents(name: str) -> Contents:
-    """The files of a model's default branch; those in the cache where the hub cannot be asked."""
+    """The files of a model's default branch; those in the cache where the hub does not say."""
     from huggingface_hub import try_to_load_from_cache
 
     try:

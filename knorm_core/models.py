@@ -107,7 +107,7 @@ def _is_hub_id(name: str) -> bool:
 
     with contextlib.suppress(HFValidationError):
         validate_repo_id(name)
-        return "/" in name
+        return "/" in name and name.isascii()
     return False
 
 
