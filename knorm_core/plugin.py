@@ -77,6 +77,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="write the results as data and as a page, DIR/index.html (default: no report)",
     )
+    group.addoption(
+        "--knorm-missing-baseline",
+        choices=("fail", "skip"),
+        default="fail",
+        help="a table without a baseline fails, or is shown and the comparison skipped (default: %(default)s)",
+    )
     group.addoption("--knorm-device", default="cpu", metavar="DEVICE", help="torch device (default: %(default)s)")
     group.addoption(
         "--knorm-store",

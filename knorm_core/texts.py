@@ -6,16 +6,18 @@ headings; short samples are single rows within a range of tokens, as the report 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from knorm_core import hub
 from knorm_core.counts import SHORTEST_TEXT, check_int
 
 if TYPE_CHECKING:
@@ -25,12 +27,6 @@ SHORT_SAMPLE = (150, 223)  # tokens, the report's range
 
 #: SHA-256 of the test split of wikitext-2-raw-v1, its rows joined
 WIKITEXT_SHA256 = "bbf94c53a05abe9ee670d3b6343608095822c85e26de37c70b24fc571964574a"
-
-# Revisions of the data sets that the suite names.
-PINNED_REVISIONS = {
-    "Salesforce/wikitext": "b08601e04326c79dfdd32d625aee71d232d685c3",
-    "emozilla/pg19-test": None,
-}
 
 _EMBEDDED = Path(__file__).parent / "embedded"
 _HEADING = re.compile(r"^ = [^=\n]+ = $", re.MULTILINE)
@@ -125,7 +121,7 @@ def _wikitext_rows(folder: Path | None) -> list[str]:
         path = _mirrored(folder / "wikitext-2-raw" / "test.txt")
         rows = re.findall(r"[^\n]*\n|[^\n]+$", _read(path))
     else:
-        rows = list(_from_hub("Salesforce/wikitext", "wikitext-2-raw-v1")["text"])
+        [rows] = _from_hub("Salesforce/wikitext", "text")
     digest = hashlib.sha256("".join(rows).encode()).hexdigest()
     if digest != WIKITEXT_SHA256:
         raise TextNotFoundError(
@@ -153,12 +149,12 @@ def _wikitext_short(folder: Path | None) -> list[tuple[str, str]]:
 
 def _pg19(folder: Path | None) -> list[tuple[str, str]]:
     if folder is not None:
-        paths = sorted((folder / "pg19").glob("*.txt"))
+        books = folder / "pg19"
+        paths = sorted(books.glob("*.txt")) if os.path.isdir(books) else []
         if not paths:
-            _mirrored(folder / "pg19" / "<id>.txt")
+            _mirrored(books / "<id>.txt")
         return [(path.stem, _read(path)) for path in paths]
-    books = _from_hub("emozilla/pg19-test", None)
-    return list(zip(books["short_book_title"], books["text"], strict=True))
+    return list(zip(*_from_hub("emozilla/pg19-test", "short_book_title", "text"), strict=True))
 
 
 TEXT_SETS: dict[str, TextSet] = {
@@ -178,8 +174,10 @@ TEXT_GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def _mirrored(path: Path) -> Path:
-    if not path.is_file():
-        raise TextNotFoundError(f"no text at {path}: --knorm-text-dir (or KNORM_TEXT_DIR) names a folder without it")
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+        raise TextNotFoundError(
+            f"no text at {hub.shortened(path)}: --knorm-text-dir (or KNORM_TEXT_DIR) names a folder without it"
+        )
     return path
 
 
@@ -188,17 +186,29 @@ def _read(path: Path) -> str:
     import datasets
 
     datasets.disable_progress_bars()
-    documents = datasets.Dataset.from_text(str(path), sample_by="document", keep_linebreaks=True)
+    documents = datasets.Dataset.from_text(_pattern(path), sample_by="document", keep_linebreaks=True)
     return str(documents[0]["text"]) if len(documents) else ""
 
 
-def _from_hub(repository: str, configuration: str | None) -> Any:
+def _from_hub(repository: str, *columns: str) -> list[list[str]]:
+    """Columns of a pinned data set's one file."""
     import datasets
 
     try:
-        return datasets.load_dataset(repository, configuration, split="test", revision=PINNED_REVISIONS[repository])
-    except Exception as error:
-        raise TextNotFoundError(
-            f"data set {repository!r} could not be had from the hub ({type(error).__name__}: {error}); "
-            f"--knorm-text-dir names a local mirror"
-        ) from error
+        [file] = hub.PINNED[repository].sha256
+        path = hub.pinned(repository) / file
+    except hub.HubError as error:
+        raise TextNotFoundError(str(error)) from error
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_parquet(_pattern(path))
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        raise TextNotFoundError(f"{file} of data set {repository!r} has no column {missing[0]!r}: {rows.column_names}")
+    return [list(rows[column]) for column in columns]
+
+
+def _pattern(path: Path) -> str:
+    # `datasets` takes names of files for patterns, and this for a chain of file systems.
+    if "::" in str(path):
+        raise TextNotFoundError(f"text at {hub.shortened(path)} cannot be read: '::' must not be in its path")
+    return glob.escape(str(path))

@@ -72,6 +72,13 @@ def test_a_missing_baseline_fails_and_names_the_command_that_makes_it(project):
     assert files(project) == {}
 
 
+def test_a_missing_baseline_is_skipped_where_that_was_asked_for(project):
+    result = project("-k", "numbers", "-rs", "--knorm-missing-baseline", "skip", VALUE="20")
+    assert result.returncode == 0
+    assert "so nothing was compared: the same command with --force-regen makes it" in result.stdout
+    assert files(project) == {}
+
+
 def test_one_flag_regenerates_numbers_and_text_and_passes_and_prints_what_changed(project):
     made = project("--force-regen", VALUE="20")
     assert made.returncode == 0, made.stdout

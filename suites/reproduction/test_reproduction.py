@@ -15,6 +15,7 @@ from knorm_core.cells import Cell
 from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.texts import TEXT_SETS, text_names
 from suites.plugins.inputs import DEFAULT_SETTINGS, made_from, settings_suffix
+from suites.reproduction.reported import reported
 
 pytestmark = pytest.mark.repro
 
@@ -115,18 +116,21 @@ def test_table_matches_baseline(
     option = request.config.getoption
     evaluations = pooled_evaluations(text_set, position_mode, table_of, language_model, texts_of, option)
     rows = [table_row(ratio, of_ratio) for ratio, of_ratio in evaluations.items()]
+    settings = {name: option(f"knorm_{name}") for name in DEFAULT_SETTINGS}
+    name = f"{language_model.slug}/{text_set}/ppl-{position_mode}{settings_suffix(settings, DEFAULT_SETTINGS)}"
     show_table(
         f"{text_set} ({len(evaluations[1.0])} texts), {position_mode} positions, "
         f"{language_model.slug} in {option('knorm_dtype')}",
         [shown(row, perplexity_ratio(evaluations[row["keep_ratio"]], evaluations[1.0])) for row in rows],
         "Interval: paired, blockwise bootstrap of the ratio to keep 1.0. Evictions and tokens: all texts together.",
+        *reported(language_model.name, text_set, settings),
+        *([] if golden.exists(name) else ["No baseline yet: these numbers were compared with nothing."]),
     )
     if option("knorm_dtype") != "float64":
         pytest.skip("baselines are float64: the table is shown at the end and not compared")
-    settings = {name: option(f"knorm_{name}") for name in DEFAULT_SETTINGS}
     texts = texts_of(language_model, text_set, option("knorm_max_eval_tokens"))
     golden.check(
-        f"{language_model.slug}/{text_set}/ppl-{position_mode}{settings_suffix(settings, DEFAULT_SETTINGS)}",
+        name,
         rows,
         key=("keep_ratio",),
         made_from=made_from(language_model, texts, positions=position_mode, **settings),
