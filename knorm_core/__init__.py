@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from knorm_core.compress import l2_compress
     from knorm_core.counts import Eviction, effective_prune_after, eviction_schedule, kept_count
-    from knorm_core.evaluation import PAPER_PROTOCOL, Evaluation, evaluate, evaluate_rows, evaluate_table, perplexity
+    from knorm_core.evaluation import PAPER_PROTOCOL, evaluate, evaluate_rows, evaluate_table
     from knorm_core.latency import measure_latency
     from knorm_core.models import ModelNotFoundError, load_model
+    from knorm_core.outcome import Evaluation, perplexity
     from knorm_core.policies import POLICIES
-    from knorm_core.setting import NoEvictionError, UnsupportedModelError
+    from knorm_core.setting import NoEvictionError, SlowFallbackWarning, UnsupportedModelError
     from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts
 
 _HOME = {
@@ -24,17 +25,18 @@ _HOME = {
     "effective_prune_after": "counts",
     "eviction_schedule": "counts",
     "kept_count": "counts",
-    "Evaluation": "evaluation",
+    "Evaluation": "outcome",
     "PAPER_PROTOCOL": "evaluation",
     "evaluate": "evaluation",
     "evaluate_rows": "evaluation",
     "evaluate_table": "evaluation",
-    "perplexity": "evaluation",
+    "perplexity": "outcome",
     "measure_latency": "latency",
     "ModelNotFoundError": "models",
     "load_model": "models",
     "POLICIES": "policies",
     "NoEvictionError": "setting",
+    "SlowFallbackWarning": "setting",
     "UnsupportedModelError": "setting",
     "TEXT_SETS": "texts",
     "Text": "texts",
@@ -50,6 +52,7 @@ __all__ = [
     "Eviction",
     "ModelNotFoundError",
     "NoEvictionError",
+    "SlowFallbackWarning",
     "Text",
     "TextNotFoundError",
     "UnsupportedModelError",

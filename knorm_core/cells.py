@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core.evaluation import Evaluation, check_rows, evaluate, shared_rows
+from knorm_core.evaluation import checked_rows, evaluate, falls_back, shared_rows
 from knorm_core.models import ModelNotFoundError, load_model, model_folder, model_identity
+from knorm_core.outcome import Evaluation
 from knorm_core.setting import Setting
 from knorm_core.texts import load_texts
 
@@ -175,9 +176,10 @@ class Bench:
             model = self._given if self._given is not None else self._model_of(cell)
             if cell.arguments.get("method", "onepass") != "onepass":
                 return evaluate(model, cell.input_ids, **cell.arguments)
-            ids, settings = check_rows(model, cell.input_ids, {None: cell.arguments})
+            ids, settings = checked_rows(model, cell.input_ids, {None: cell.arguments})
             if self._rows is None or self._rows[0] is not model or not torch.equal(self._rows[1], ids):
                 self._rows = None  # before the next one takes memory
+                falls_back(model, settings.values(), stacklevel=2)
                 self._rows = (model, ids, shared_rows(model, ids))
             return self._rows[2](settings[None])
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from knorm_core.cells import Bench, Cell, environment, versions
-from knorm_core.evaluation import Evaluation
+from knorm_core.outcome import Evaluation
 from knorm_core.store import Store, canonical
 from knorm_core.sweep import Outcome, keep, look_up
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from knorm_core.counts import Eviction
-from knorm_core.evaluation import Evaluation
+from knorm_core.outcome import Evaluation
 from knorm_core.store import Inputs, Store
 
 Value = TypeVar("Value")
@@ -77,6 +77,7 @@ def _encode_evaluation(evaluation: Evaluation) -> tuple[Any, Tensors]:
         "schedules": schedules,
         "schedule_of_layer": [schedules.index(evictions) for evictions in evaluation.evictions],
         "sliding_layers": evaluation.sliding_layers,
+        "method": evaluation.method,
     }
     return facts, {"nll": evaluation.nll}
 
@@ -89,6 +90,7 @@ def _decode_evaluation(facts: Any, tensors: Tensors) -> Evaluation:
         seq_len=facts["seq_len"],
         evictions=tuple(schedules[index] for index in facts["schedule_of_layer"]),
         sliding_layers=tuple(facts["sliding_layers"]),
+        method=facts["method"],
     )
 
 

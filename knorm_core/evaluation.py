@@ -3,84 +3,33 @@
 from __future__ import annotations
 
 import inspect
-import math
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from knorm_core import onepass, stepwise
-from knorm_core.counts import Eviction, cache_lengths
+from knorm_core.counts import Eviction
+from knorm_core.outcome import Evaluation, one_pass_result, stepwise_result
 from knorm_core.rotation import check_rotation, rotary_frequencies
-from knorm_core.scoring import check_positions_are_used
-from knorm_core.setting import NoEvictionError, Setting, asked_to_compress, check_setting
+from knorm_core.setting import (
+    NoEvictionError,
+    Setting,
+    SlowFallbackWarning,
+    UnsupportedModelError,
+    asked_to_compress,
+    check_setting,
+)
+from knorm_core.support import check_positions_are_used, one_pass_obstacle
 
 Key = TypeVar("Key", bound=Hashable)
 
 #: The protocol of the paper's own scripts: score from the start, leave layers 0 and 1 alone, and take
 #: prune_after as given. ``evaluate(model, ids, keep_ratio=0.5, **PAPER_PROTOCOL)``.
 PAPER_PROTOCOL: dict[str, Any] = {"score_from": "start", "skip_layers": (0, 1), "adjust": False}
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """The losses of one text, and what was evicted on the way.
-
-    Attributes:
-        nll: negative log-likelihood in nats of every scored token, float64, shape (scored,), on the CPU.
-        effective_prune_after: P, the length of phase 1 and the cache length that triggers an eviction.
-        seq_len: n, the tokens of the text.
-        evictions: per layer, its evictions in order, each (step, before, after).
-        sliding_layers: layers with a sliding window, which are never compressed and not counted below.
-    """
-
-    nll: torch.Tensor
-    effective_prune_after: int
-    seq_len: int
-    evictions: tuple[tuple[Eviction, ...], ...]
-    sliding_layers: tuple[int, ...] = ()
-
-    @property
-    def ppl(self) -> float:
-        """Perplexity: exp of the mean negative log-likelihood."""
-        return perplexity([self])
-
-    @property
-    def evictions_per_layer(self) -> tuple[int, ...]:
-        """How often each layer was compressed."""
-        return tuple(map(len, self.evictions))
-
-    @property
-    def cache_trace(self) -> tuple[tuple[int, ...], ...]:
-        """Per full-attention layer, the cache length after each token fed in phase 2."""
-        return tuple(
-            tuple(cache_lengths(self.seq_len, self.effective_prune_after, evictions))
-            for layer, evictions in enumerate(self.evictions)
-            if layer not in self.sliding_layers
-        )
-
-    @property
-    def mean_cache(self) -> float:
-        """Cache length in tokens, averaged over full-attention layers and the tokens fed in phase 2."""
-        trace = self.cache_trace
-        return fmean(map(fmean, trace)) if trace[0] else math.nan
-
-    @property
-    def peak_cache(self) -> int:
-        """The longest cache, in tokens, that any full-attention layer held at any time."""
-        phase_1 = min(self.effective_prune_after, self.seq_len - 1)
-        return max(phase_1, *(max(lengths, default=0) for lengths in self.cache_trace))
-
-
-def perplexity(evaluations: Iterable[Evaluation]) -> float:
-    """exp of the mean negative log-likelihood over all scored tokens of all texts."""
-    losses = [evaluation.nll for evaluation in evaluations]
-    if not losses:
-        raise ValueError("no evaluations: perplexity of an empty list of texts is undefined")
-    return math.exp(torch.cat(losses).mean())
 
 
 def evaluate(
@@ -128,7 +77,8 @@ def evaluate(
         score_from: "phase2", or "start" to score from token 1 on as the paper does.
         allow_no_eviction: accept an evaluation in which nothing was evicted.
         seed: of the policy "random".
-        method: "onepass", or "stepwise", its oracle.
+        method: "onepass", or "stepwise", its oracle. A model that one pass cannot serve but a real cache
+            can is evaluated stepwise, with a `SlowFallbackWarning`; ``Evaluation.method`` says what ran.
 
     Raises:
         TypeError, ValueError: an argument is wrong; raised before the model runs.
@@ -156,11 +106,11 @@ def evaluate(
         # Our own evictions are known in advance, so an evaluation without any is refused before it runs.
         _check_evictions(setting, [setting.schedule(layer) for layer in range(setting.layers)], allow_no_eviction)
     _check_positions(model, [setting])
-    if compressor is None and method == "onepass":
-        return _one_pass(model, ids, setting)
+    if compressor is None and method == "onepass" and not falls_back(model, [setting], stacklevel=3):
+        return one_pass_result(onepass.run(model, ids, setting), setting)
     nll, evictions = stepwise.run(model, ids, setting, compressor)
     _check_evictions(setting, evictions, allow_no_eviction)
-    return _result(nll, setting, evictions)
+    return stepwise_result(nll, setting, evictions)
 
 
 def evaluate_table(
@@ -185,7 +135,7 @@ def evaluate_table(
     rows = {
         (mode, ratio): setting | {"positions": mode, "keep_ratio": ratio} for mode in positions for ratio in keep_ratios
     }
-    return evaluate_rows(model, input_ids, rows)
+    return _evaluate_rows(model, input_ids, rows)
 
 
 def evaluate_rows(
@@ -203,15 +153,22 @@ def evaluate_rows(
     Returns:
         Evaluation by key, the same numbers as `evaluate` gives.
     """
+    return _evaluate_rows(model, input_ids, rows)
+
+
+def _evaluate_rows(
+    model: nn.Module, input_ids: torch.Tensor | Sequence[int], rows: Mapping[Key, Mapping[str, Any]]
+) -> dict[Key, Evaluation]:
     if any(row.get("compressor") is not None or row.get("method", "onepass") != "onepass" for row in rows.values()):
         return {key: evaluate(model, input_ids, **row) for key, row in rows.items()}
-    ids, settings = check_rows(model, input_ids, rows)
+    ids, settings = checked_rows(model, input_ids, rows)
+    falls_back(model, settings.values(), stacklevel=4)
     evaluation_of = shared_rows(model, ids)
     return {key: evaluation_of(row) for key, row in settings.items()}
 
 
 def shared_rows(model: nn.Module, ids: torch.Tensor) -> Callable[[Setting], Evaluation]:
-    """One pass for any checked setting of one text; what settings have in common is computed once.
+    """The evaluation of any checked setting of one text; what settings have in common is computed once.
 
     Keeps phase 1 (keys and values of every layer) for as long as the returned function lives.
     """
@@ -221,7 +178,11 @@ def shared_rows(model: nn.Module, ids: torch.Tensor) -> Callable[[Setting], Eval
     def evaluation_of(setting: Setting) -> Evaluation:
         same = repr(_plainest(setting))
         if same not in done:
-            done[same] = _one_pass(model, ids, setting, prefix_of(setting))
+            if _obstacle(model, [setting]):
+                nll, evictions = stepwise.run(model, ids, setting)
+                done[same] = stepwise_result(nll, setting, evictions)
+            else:
+                done[same] = one_pass_result(onepass.run(model, ids, setting, prefix_of(setting)), setting)
         return done[same]
 
     return evaluation_of
@@ -240,7 +201,24 @@ def _plainest(setting: Setting) -> Setting:
 def check_rows(
     model: nn.Module, input_ids: torch.Tensor | Sequence[int], rows: Mapping[Key, Mapping[str, Any]]
 ) -> tuple[torch.Tensor, dict[Key, Setting]]:
-    """Token ids, and the checked setting of every row of arguments, all of them for one pass."""
+    """Token ids, and the checked setting of every row of arguments, all of them for one pass.
+
+    Raises:
+        UnsupportedModelError: one pass cannot serve the model.
+    """
+    ids, settings = checked_rows(model, input_ids, rows)
+    obstacle = _obstacle(model, settings.values())
+    if obstacle:
+        raise UnsupportedModelError(
+            f"this needs one pass, which cannot serve {type(model).__name__}: {obstacle}; `evaluate` can, stepwise"
+        )
+    return ids, settings
+
+
+def checked_rows(
+    model: nn.Module, input_ids: torch.Tensor | Sequence[int], rows: Mapping[Key, Mapping[str, Any]]
+) -> tuple[torch.Tensor, dict[Key, Setting]]:
+    """Token ids, and the checked setting of every row of arguments, for whichever method serves the model."""
     # evaluate's defaults, so that they are written once
     defaults = {
         name: p.default for name, p in inspect.signature(evaluate).parameters.items() if p.kind is p.KEYWORD_ONLY
@@ -259,24 +237,21 @@ def check_rows(
     return ids, settings
 
 
-def _one_pass(
-    model: nn.Module, ids: torch.Tensor, setting: Setting, prefix: onepass.Prefix | None = None
-) -> Evaluation:
-    return one_pass_result(onepass.run(model, ids, setting, prefix), setting)
+def _obstacle(model: nn.Module, settings: Iterable[Setting]) -> str | None:
+    return next(filter(None, (one_pass_obstacle(model, setting) for setting in settings)), None)
 
 
-def one_pass_result(nll: torch.Tensor, setting: Setting) -> Evaluation:
-    """The evaluation that has these losses; its evictions are those of the schedule."""
-    return _result(nll, setting, tuple(setting.schedule(layer) for layer in range(setting.layers)))
-
-
-def _result(nll: torch.Tensor, setting: Setting, evictions: tuple[tuple[Eviction, ...], ...]) -> Evaluation:
-    if not bool(torch.isfinite(nll).all()):
-        token = setting.first_scored + int((~torch.isfinite(nll)).nonzero()[0])
-        raise ValueError(
-            f"the loss of token {token} is {float(nll[token - setting.first_scored])}: the model overflows"
+def falls_back(model: nn.Module, settings: Iterable[Setting], stacklevel: int) -> bool:
+    """Whether one pass cannot serve the model; then it is said, with the reason."""
+    obstacle = _obstacle(model, settings)
+    if obstacle:
+        warnings.warn(
+            f"{type(model).__name__} is evaluated token by token, since one pass cannot serve it: {obstacle}. The "
+            f"numbers are the definition's, and take about one forward pass per token",
+            SlowFallbackWarning,
+            stacklevel=stacklevel,
         )
-    return Evaluation(nll, setting.start, setting.seq_len, evictions, tuple(sorted(setting.sliding)))
+    return obstacle is not None
 
 
 def _check_positions(model: nn.Module, settings: Iterable[Setting]) -> None:

@@ -32,7 +32,7 @@ class Head:
         tokens = torch.arange(_PROBED, device=model.device)  # type: ignore[call-overload]
         with torch.inference_mode():
             logits = self._headed(input_ids=tokens[None], use_cache=False).logits[0]
-            states = last_states(self._headed, tokens, tokens, _PROBED)
+            states = last_states(self._headed, tokens[None], tokens, _PROBED)[0]
             name = self._headed.base_model_prefix
             self._headed._modules[str(name)] = _Body()
             again = self(states)
@@ -59,12 +59,12 @@ class _Body(nn.Module):
 
 
 def last_states(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """Final hidden states of the last ``count`` tokens of one forward pass over ``fed``: (count, hidden).
+    """Final hidden states of the last ``count`` tokens of one pass: (batch, length) to (batch, count, hidden).
 
     ``model`` is a private copy; its head is not run.
     """
     body = getattr(model, str(model.base_model_prefix), None)
     if not isinstance(body, nn.Module):
         raise UnsupportedModelError(f"{type(model).__name__} has no body apart from its head")
-    states = body(input_ids=fed[None], position_ids=positions[None].to(fed.device), use_cache=False).last_hidden_state
-    return states[0, -count:].clone()
+    states = body(input_ids=fed, position_ids=positions[None].to(fed.device), use_cache=False).last_hidden_state
+    return states[:, -count:].clone()

@@ -24,7 +24,7 @@ from knorm_core.attention import NEVER, mortal_attention, moving_attention
 from knorm_core.counts import Eviction
 from knorm_core.head import last_states
 from knorm_core.rotation import rotary_frequencies, rotate
-from knorm_core.scoring import last_logits, private_copy, token_nll
+from knorm_core.scoring import last_logits, private_copy, register_attention, token_nll
 from knorm_core.setting import Setting, UnsupportedModelError
 
 ATTENTION = "knorm_onepass"
@@ -68,13 +68,13 @@ def run(
     prefix: Prefix | None = None,
     watch: Watch | None = None,
 ) -> torch.Tensor:
-    """Negative log-likelihood of every scored token, float64, shape (scored,).
+    """Negative log-likelihood of every scored token, float64, shaped as ``input_ids`` but for the length.
 
     Args:
         model: a causal language model of transformers.
-        input_ids: (n,), int64, on the model's device.
+        input_ids: (n,), int64, on the model's device; or (batch, n), texts of equal length.
         setting: what to evaluate; see `knorm_core.setting`.
-        prefix: phase 1 of the same text, from `feed_prefix`, to save feeding it again.
+        prefix: phase 1 of the same text (not of a batch), from `feed_prefix`, to save feeding it again.
         watch: called with each layer's index and the deaths of its keys, as `layer_deaths` has them.
     """
     start = prefix.length if prefix else 0
@@ -83,7 +83,8 @@ def run(
         return prefix.nll
     first = max(setting.first_scored - 1, start)  # the query that predicts the first token scored here
     logits = _feed(model, input_ids, setting, prefix, watch, partial(last_logits, count=setting.seq_len - 1 - first))
-    nll = token_nll(logits, input_ids[first + 1 :])
+    targets = input_ids[..., first + 1 :]
+    nll = token_nll(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
     return torch.cat([prefix.nll, nll]) if prefix else nll
 
 
@@ -98,7 +99,7 @@ def final_states(
         count: default all of the tokens scored in phase 2.
     """
     count = setting.seq_len - max(setting.first_scored, setting.start + 1) if count is None else count
-    return _feed(model, input_ids, setting, prefix, None, partial(last_states, count=count))
+    return _feed(model, input_ids, setting, prefix, None, partial(last_states, count=count))[0]
 
 
 @torch.inference_mode()
@@ -129,7 +130,8 @@ def _feed(
         walk.move = _to_the_front(setting.fed_positions().to(input_ids.device), rotary_frequencies(model))
     start = prefix.length if prefix else 0
     with _walking(walk):
-        return read(private_copy(model, ATTENTION), input_ids[start:-1], setting.fed_positions()[start:])
+        fed = torch.atleast_2d(input_ids)[:, start:-1]
+        return read(private_copy(model, ATTENTION), fed, setting.fed_positions()[start:])
 
 
 @torch.inference_mode()
@@ -141,7 +143,7 @@ def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> 
     walk = _Walk(setting.layers, lambda layer, keys: window_deaths(setting, layer, keys), phase_1=length, keep=True)
     scored = setting.first_scored == 1
     with _walking(walk):
-        logits = last_logits(model, fed, setting.fed_positions()[:length], length if scored else 1)
+        logits = last_logits(model, fed[None], setting.fed_positions()[:length], length if scored else 1)[0]
     nll = token_nll(logits, input_ids[1 : length + 1]) if scored else torch.zeros(0, dtype=torch.float64)
     return Prefix(tuple(walk.kept), length, nll)
 
@@ -222,12 +224,6 @@ def _attention_forward(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: (batch, heads, length, head_dim) in, (batch, length, heads, …) out."""
-    for name in ("s_aux", "position_bias", "head_mask"):
-        if others.get(name) is not None:
-            raise UnsupportedModelError(
-                f"layer {module.layer_idx} attends with {name}, which one pass cannot serve exactly; "
-                f"use method='stepwise'"
-            )
     walk = _walk.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     walk.seen.append(layer)
@@ -256,7 +252,7 @@ def _attention_forward(
 @contextlib.contextmanager
 def _walking(walk: _Walk) -> Iterator[None]:
     """Hand ``walk`` to the attention calls of this thread, and see that every layer made one."""
-    _register()
+    register_attention(ATTENTION, _attention_forward)
     token = _walk.set(walk)
     try:
         yield
@@ -267,13 +263,3 @@ def _walking(walk: _Walk) -> Iterator[None]:
             f"the model has {walk.layers} layers but its attention went through transformers' "
             f"AttentionInterface for layers {walk.seen}: one pass would be silently wrong; use method='stepwise'"
         )
-
-
-def _register() -> None:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if ATTENTION not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention_forward)
-        # The attention function knows who sees whom; a mask of the model's would only cost memory.
-        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, lambda *args, **kwargs: None)

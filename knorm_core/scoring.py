@@ -4,49 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-from knorm_core.setting import UnsupportedModelError
-
 # Logits are turned into losses this many rows at a time: a few MiB of them stay in the processor's cache,
 # which halves the time, and no second array of their size is made.
 _ROWS = 16
-
-
-# Models whose use of position_ids has been seen.
-_positioned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-@torch.inference_mode()
-def check_positions_are_used(model: nn.Module) -> None:
-    """Refuse a model that accepts ``position_ids`` and ignores them, as BLOOM and MPT do (ALiBi).
-
-    Such a model derives positions from the cache length, so after an eviction its numbers would be
-    silently wrong. It is found out by feeding the same tokens at other positions, once per model.
-
-    Raises:
-        UnsupportedModelError: the logits do not change.
-    """
-    if model in _positioned:
-        return
-    probed = copy_sharing_weights(model)
-    tokens = torch.arange(4).unsqueeze(0).to(model.get_input_embeddings().weight.device)  # type: ignore[operator]
-    try:
-        # With a cache, since without one transformers takes a jump in positions for a second text.
-        near, far = (
-            probed(input_ids=tokens, position_ids=tokens * stretch, use_cache=True).logits for stretch in (1, 3)
-        )
-    except TypeError as error:
-        raise UnsupportedModelError(f"{type(model).__name__} takes no position_ids: {error}") from None
-    if torch.equal(near, far):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} ignores position_ids: it derives positions from the cache length, which an "
-            f"eviction shortens, so its numbers would be silently wrong"
-        )
-    _positioned.add(model)
 
 
 def private_copy(model: nn.Module, attn_implementation: str) -> nn.Module:
@@ -61,21 +27,29 @@ def private_copy(model: nn.Module, attn_implementation: str) -> nn.Module:
 
 
 def copy_sharing_weights(model: nn.Module) -> nn.Module:
-    """A copy of the module tree and configuration, in evaluation mode, on the same tensors."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+    """A copy of the module tree, configuration and buffers, in evaluation mode, on the same parameters.
+
+    Buffers are not shared: some rotary tables are rewritten during a forward pass (longrope).
+    """
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
+
+
+def register_attention(name: str, forward: Callable[..., Any]) -> None:
+    """Hand an attention function to transformers, one that knows who sees whom and takes no mask."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(name, forward)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, lambda *args, **kwargs: None)
 
 
 def last_logits(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """Logits of the last ``count`` tokens of one forward pass over ``fed``: (count, vocabulary)."""
-    inputs = {
-        "input_ids": fed.unsqueeze(0),
-        "position_ids": positions.unsqueeze(0).to(fed.device),
-        "use_cache": False,
-    }
+    """Logits of the last ``count`` tokens of one forward pass: (batch, length) to (batch, count, vocabulary)."""
+    inputs = {"input_ids": fed, "position_ids": positions.unsqueeze(0).to(fed.device), "use_cache": False}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = count
-    return model(**inputs).logits[0, -count:]
+    return model(**inputs).logits[:, -count:]
 
 
 def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,10 @@ class UnsupportedModelError(ValueError):
     """The model's attention cannot be evaluated exactly; the message says why."""
 
 
+class SlowFallbackWarning(UserWarning):
+    """One pass cannot serve the model, so it is evaluated token by token; the message says why."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What to evaluate, all of it checked. Lengths are in tokens.
@@ -194,14 +198,28 @@ def text_config(model: nn.Module) -> Any:
 
 
 def sliding_windows(config: Any) -> dict[int, int]:
-    """Window length by layer index, for the layers that transformers gives a sliding window."""
+    """Window length by layer index, for the layers that transformers gives a sliding window.
+
+    Raises:
+        UnsupportedModelError: a layer neither attends to the whole text nor slides, or has no keys of its own.
+    """
     window = getattr(config, "sliding_window", None)
-    if not window:
-        return {}
     kinds = getattr(config, "layer_types", None)
-    if kinds is None:  # families in which all layers slide, such as Mistral
-        kinds = ["sliding_attention"] * config.num_hidden_layers
-    return {layer: int(window) for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
+    if kinds is None:  # families in which all layers are alike, such as Mistral
+        chunked = getattr(config, "attention_chunk_size", None)
+        kind = "sliding_attention" if window else "chunked_attention" if chunked else "full_attention"
+        kinds = [kind] * config.num_hidden_layers
+    others = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if others:
+        raise UnsupportedModelError(
+            f"{config.model_type} has layers of kind {', '.join(others)}: only layers that attend to the whole text "
+            f"or to a sliding window can be evaluated exactly"
+        )
+    if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
+        raise UnsupportedModelError(
+            f"{config.model_type} has layers that read the keys of other layers: an eviction there has no meaning yet"
+        )
+    return {layer: int(window) for layer, kind in enumerate(kinds) if kind == "sliding_attention" and window}
 
 
 def _check_budget(keep_ratio: Any, budget: Any, window: Any, compressor: Any) -> int:

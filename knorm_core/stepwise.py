@@ -16,8 +16,9 @@ from knorm_core.compress import read_layers, take, with_layers
 from knorm_core.counts import Eviction, kept_count
 from knorm_core.policies import survivors
 from knorm_core.rotation import rotary_frequencies, rotate
-from knorm_core.scoring import private_copy, token_nll
+from knorm_core.scoring import copy_sharing_weights, private_copy, token_nll
 from knorm_core.setting import Setting
+from knorm_core.support import check_equal_lengths, check_stepwise, support
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -34,10 +35,15 @@ def run(
     Returns:
         The negative log-likelihood of every scored token, float64 (scored,), and per layer the
         evictions as they were read off the cache.
+
+    Raises:
+        UnsupportedModelError: the model's own attention would not be right after an eviction.
     """
     from transformers import DynamicCache
 
-    model = private_copy(model, "sdpa")
+    check_stepwise(model, setting)
+    implementation = support(model).stepwise
+    model = private_copy(model, implementation) if implementation else copy_sharing_weights(model)
     cache = DynamicCache(config=model.config) if setting.sliding else DynamicCache()
     frequencies = rotary_frequencies(model) if setting.positions == "rerotated" else None
     compress = _with_callable(compressor, setting) if compressor else _Policy(setting, frequencies)
@@ -51,6 +57,8 @@ def run(
             for layer, (old, new) in enumerate(zip(before, _lengths(cache), strict=True)):
                 if new != old:
                     evictions[layer].append(Eviction(step, old, new))
+            if implementation is None:
+                check_equal_lengths(model, _lengths(cache))
         position = _lengths(cache)[0] if setting.positions != "absolute" and step else step
         logits = model(
             input_ids=input_ids[None, step : step + 1],

@@ -12,7 +12,7 @@ from torch import nn
 
 from knorm_core.cells import Bench, Cell, environment
 from knorm_core.encoding import EVALUATION
-from knorm_core.evaluation import Evaluation
+from knorm_core.outcome import Evaluation
 from knorm_core.store import Store
 
 _LINE_EVERY = 10.0  # seconds, where progress is shown as lines

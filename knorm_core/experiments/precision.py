@@ -15,7 +15,8 @@ from torch import nn
 
 from knorm_core import onepass
 from knorm_core.attention import NEVER
-from knorm_core.evaluation import Evaluation, Key, check_rows, one_pass_result
+from knorm_core.evaluation import Key, check_rows
+from knorm_core.outcome import Evaluation, one_pass_result
 
 Deaths = Sequence[torch.Tensor | None]
 

@@ -16,8 +16,10 @@ from knorm_core import (
     l2_compress,
     load_model,
     load_texts,
+    onepass,
     perplexity,
 )
+from knorm_core.setting import Setting
 from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
@@ -201,14 +203,10 @@ def test_unknown_texts_and_folders_without_the_text(tmp_path):
         load_texts("wikitext", None, text_dir=tmp_path)
 
 
-def test_attention_that_does_not_go_through_the_interface_is_refused():
-    model = tiny_model("llama", seed=9)
-    model.config.num_hidden_layers = 4  # as if one layer attended in a way of its own
-    try:
-        with pytest.raises(UnsupportedModelError, match=r"4 layers .* layers \[0, 1, 2\]"):
-            evaluate(model, random_ids(60), keep_ratio=0.5, prune_after=40)
-    finally:
-        model.config.num_hidden_layers = 3
+def test_a_pass_in_which_some_layer_never_called_is_refused():
+    setting = Setting(seq_len=60, layers=4, start=40, keep_ratio=0.5)  # of a model with three
+    with pytest.raises(UnsupportedModelError, match=r"4 layers .* layers \[0, 1, 2\]"):
+        onepass.run(tiny_model("llama"), random_ids(60), setting)
 
 
 def test_a_model_of_which_every_layer_slides_has_nothing_to_compress():

@@ -161,23 +161,6 @@ def test_two_threads_evaluate_one_model_at_once():
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-@methods
-@pytest.mark.parametrize("positions", ["absolute", "cache"])
-def test_sliding_window_layers_are_left_alone_with_their_window_and_reported(method, positions):
-    model, ids = tiny_model("qwen3_sliding"), random_ids(90)
-    arguments = {"prune_after": 40, "positions": positions}
-    result = evaluate(model, ids, keep_ratio=0.5, method=method, **arguments)
-    assert result.sliding_layers == (1,)
-    assert result.evictions_per_layer == (3, 0, 3)
-    assert result.peak_cache == 40
-    other = evaluate(model, ids, keep_ratio=0.5, method="stepwise", **arguments)
-    assert float((result.nll - other.nll).abs().max()) < 1e-5
-    with torch.no_grad():
-        plain = cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
-    whole = evaluate(model, ids, keep_ratio=1.0, score_from="start", method=method)
-    torch.testing.assert_close(whole.nll, plain, rtol=0, atol=1e-5)
-
-
 # --- the faults of the report, reproduced and caught
 
 

@@ -19,9 +19,9 @@ RMSNORM_PER_TOKEN, RMSNORM_PPL = 1e-5, 1e-6
 
 
 @st.composite
-def questions(draw):
-    """Arguments of `evaluate`, the text's length among them."""
-    length = draw(st.integers(34, 90))
+def questions(draw, longest=90):
+    """Arguments of `evaluate`, and the text's length."""
+    length = draw(st.integers(34, longest))
     arguments = {
         "positions": draw(st.sampled_from(["absolute", "cache"])),
         "policy": draw(st.sampled_from(POLICIES)),

@@ -14,7 +14,7 @@ import pytest
 from knorm_core.cells import Cell, environment, inputs_of
 from knorm_core.cluster import ClusterError
 from knorm_core.encoding import Codec, remember
-from knorm_core.evaluation import Evaluation
+from knorm_core.outcome import Evaluation
 from knorm_core.store import Store, store_of
 from knorm_core.sweep import Outcome, run_cells, shown
 from suites.plugins.inputs import LoadedModel
