@@ -79,7 +79,7 @@ def _verdict(claim: Claim, **found: object) -> Verdict:
 
 def _stand_in(claim: Claim, results: Results) -> StandIn | None:
     """What another model shows on the claim's own texts, else what any model does on the texts that may stand in."""
-    if claim.stand_in is None or claim.about == ANY_MODEL:
+    if claim.stand_in is None:
         return None
     for text_sets in (claim.text_sets, claim.stand_in):
         for model in models(results):

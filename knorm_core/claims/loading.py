@@ -147,6 +147,8 @@ def _claim(entry: dict[str, Any], source: str, where: str) -> Claim:
         _expect(isinstance(entry.get(key, {}), dict), where, key, entry.get(key), "a table")
     stand_in = entry.get("stand_in")
     _expect(stand_in is None or _fits(stand_in, Sequence[str]), where, "stand_in", stand_in, "a list of text sets")
+    if stand_in is not None and entry["about"] == ANY_MODEL:
+        raise ClaimError(f"{where}: stand_in goes with a claim about a named model, and this one is about {ANY_MODEL}")
     if entry["check"] not in CHECKS:
         raise ClaimError(f"{where}: check = {entry['check']!r} does not exist; there are {', '.join(sorted(CHECKS))}")
     own = ({} if in_words else {"expected": expected}) | ({"tolerance": tolerance} if "tolerance" in entry else {})

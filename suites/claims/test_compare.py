@@ -20,7 +20,8 @@ GOLDEN = Baseline("same", rtol=1e-6)
 def run(**changes):
     versions = {"torch": "2.9", "transformers": "5.0"} | changes.pop("versions", {})
     machine = {"processor": "one", "cores": 2} | changes.pop("machine", {})
-    return Run("r", "2026-01-01T00:00:00+00:00", 1.0, "pytest", 0, {"knorm_report": "x"}, versions, machine)
+    options = {"knorm_report": "x"} | changes.pop("options", {})
+    return Run("r", "2026-01-01T00:00:00+00:00", 1.0, "pytest", 0, options, versions, machine)
 
 
 def row(keep, ppl, low=None, high=None):
@@ -78,6 +79,15 @@ def test_a_cell_is_held_against_its_golden_tolerance_and_its_interval(ppl, statu
     assert main(folders(BEFORE, after(ppl))) == status
 
 
+@pytest.mark.parametrize(("value", "beyond"), [(1.2, False), (1.31, True), (1.09, True)])
+def test_one_number_outside_the_others_interval_is_beyond_it(value, beyond):
+    wide = {"keep_ratio": 0.5, "ratio": value, "ratio_low": 0.1, "ratio_high": 9.0}
+    old = Results(tables=[table({"keep_ratio": 0.5, "ratio": 1.15, "ratio_low": 1.1, "ratio_high": 1.3})])
+    for pair in ((old, Results(tables=[table(wide)])), (Results(tables=[table(wide)]), old)):
+        [cell] = [cell for cell in compare(*pair).moved if cell.column == "ratio"]
+        assert cell.beyond_interval == beyond
+
+
 def test_a_cell_says_by_how_much_it_moved():
     [cell] = [cell for cell in compare(BEFORE, after(60.0)).moved if cell.column == "ppl"]
     assert (cell.table, cell.row, cell.before, cell.after) == ("m/t/ppl", "0.5", 48.0, 60.0)
@@ -110,7 +120,7 @@ def test_tables_without_a_baseline_are_shown_and_not_counted(folders, capsys):
 def test_versions_machine_lone_tables_and_flipped_verdicts_are_said(folders, capsys):
     old = dataclasses.replace(BEFORE, verdicts=[verdict("x", "reproduced"), verdict("y", "refuted")])
     new = Results(
-        [run(versions={"torch": "2.10"}, machine={"device": "cuda"})],
+        [run(options={"knorm_report": "y"}, versions={"torch": "2.10"}, machine={"device": "cuda"})],
         [table(row(1.0, 40.0), name="m/t/new")],
         (),
         [verdict("x", "refuted"), verdict("y", "refuted"), verdict("z", "explained")],

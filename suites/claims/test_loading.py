@@ -78,6 +78,7 @@ def test_a_sound_file_is_read_with_its_defaults(load):
         ("expected = 13", 'expected = "much"', "claim 'c', arguments of change: key 'expected' is missing"),
         ("tolerance = 5", "tolerance = -1", "claim 'c': tolerance = -1 is not a number of per cent"),
         ("tolerance = 5", "stand_in = 5", "claim 'c': stand_in = 5 is not a list of text sets"),
+        ("tolerance = 5", "stand_in = []", "claim 'c': stand_in goes with a claim about a named model, and this one"),
         ("tolerance = 5", "faults = { drift = {} }", r"claim 'c': faults.'drift' = \{\} is not a table with other"),
         ("tolerance = 5", 'faults.drift.table = ["x"]', "claim 'c', faults.'drift': unknown key 'table'"),
         ("tolerance = 5", "faults.drift.arguments = { rows = 1 }", "claim 'c', faults.'drift'.arguments of change: "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import shutil
@@ -93,7 +94,10 @@ def test_a_name_in_square_brackets_is_shown_and_not_taken_for_markup(monkeypatch
     }
     tables = [Table("[red]m/embedded-short/faults", list(row)[:2], [row])]
     ledger = Ledger.of(Results(tables=tables), tables, BASELINES.parent)
-    assert "On [red]m," in shown(ledger, False, monkeypatch, "200")
+    claims = [dataclasses.replace(verdict, claim=f"[bold]{verdict.claim}") for verdict in ledger.verdicts]
+    text = shown(ledger._replace(verdicts=claims), False, monkeypatch, "200")
+    assert "On [red]m," in text
+    assert "[bold]Samples" in text
 
 
 @pytest.mark.fast
