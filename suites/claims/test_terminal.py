@@ -24,7 +24,7 @@ MEASURES = """
     def test_measures(record_table, show_table):
         row = {"case": "512 tokens, prune_after 512 as given", "keep_ratio": 0.5}
         show_table("shown", [row])
-        record_table("m/embedded-short/faults", [row | {"evictions_per_layer": 0, "peak_cache": 511}], key=list(row))
+        record_table("m/embedded-articles/faults", [row | {"evictions_per_layer": 0, "peak_cache": 511}], key=list(row))
 
     def test_measures_what_no_claim_uses(record_table):
         record_table("m/embedded-short/fast", [{"ppl": 1.0}], key=[])
@@ -92,7 +92,7 @@ def test_a_name_in_square_brackets_is_shown_and_not_taken_for_markup(monkeypatch
         "evictions_per_layer": 0,
         "peak_cache": 511,
     }
-    tables = [Table("[red]m/embedded-short/faults", list(row)[:2], [row])]
+    tables = [Table("[red]m/embedded-articles/faults", list(row)[:2], [row])]
     ledger = Ledger.of(Results(tables=tables), tables, BASELINES.parent)
     claims = [dataclasses.replace(verdict, claim=f"[bold]{verdict.claim}") for verdict in ledger.verdicts]
     text = shown(ledger._replace(verdicts=claims), False, monkeypatch, "200")
@@ -120,7 +120,9 @@ def test_a_run_that_measured_something_ends_with_the_verdicts_and_then_where_the
 def test_verdicts_need_no_report_and_work_with_xdist(project):
     result = project("-n", "2")
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["*What became of the report's claims*", "*reproduced. On m, embedded-short/faults*"])
+    result.stdout.fnmatch_lines(
+        ["*What became of the report's claims*", "*reproduced. On m, embedded-articles/faults*"]
+    )
     result.stdout.no_fnmatch_line("results: *")
 
 

@@ -8,17 +8,20 @@ import shlex
 
 import pytest
 
+from knorm_core.claims import judge, load_claims
+from knorm_core.results import read_results
 from suites.hub import processes
 from suites.hub.content import PYTHIA
 
 pytestmark = [pytest.mark.hub, pytest.mark.xdist_group("pythia")]
 
 
-def command(posargs: str = "") -> list[str]:
-    """The arguments that tox.ini gives to pytest."""
+def command(posargs: str = "", root: str = "") -> list[str]:
+    """The arguments that tox.ini gives to pytest; ``root`` is where it would leave results."""
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(processes.ROOT / "tox.ini")
-    name, *arguments = shlex.split(tox["testenv:pythia"]["commands"].replace("\\\n", " ").replace("{posargs}", posargs))
+    line = tox["testenv:pythia"]["commands"].replace("\\\n", " ")
+    name, *arguments = shlex.split(line.replace("{posargs}", posargs).replace("{tox_root}", root))
     assert name == "pytest"
     return arguments
 
@@ -37,7 +40,7 @@ def experiment(environment, tmp_path):
     root = ["--rootdir", str(tmp_path), "-c", str(processes.ROOT / "pyproject.toml")]
 
     def run(posargs=""):
-        return processes.python("-m", "pytest", *plugins, *root, *command(posargs), **environment)
+        return processes.python("-m", "pytest", *plugins, *root, *command(posargs, str(tmp_path)), **environment)
 
     return run
 
@@ -52,8 +55,9 @@ def test_the_first_run_compares_nothing_the_second_makes_baselines_and_the_third
     assert first.stdout.count("The report claims 1.0: 75.03, 0.9: 84.55 (+13%), 0.5: 89.41 (+19%)") == 4
     assert first.stdout.count("The report claims 1.0: 39.72, 0.9: 57.48 (+45%), 0.5: 50.59 (+27%)") == 2
     assert first.stdout.count("No baseline yet: these numbers were compared with nothing.") == 6
-    assert len(re.findall(r"no baseline \S+\.csv, so nothing was compared", first.stdout)) == 6
+    assert len(re.findall(r"no baseline \S+\.csv, so nothing was compared", first.stdout)) == 7
     assert not list(tmp_path.glob("baselines/**/*.csv"))
+    assert {verdict.verdict for verdict in verdicts_on_cells(tmp_path)} <= {"reproduced", "explained", "refuted"}
 
     hub.stop()  # from here on without a network
     second = experiment("--force-regen")
@@ -63,8 +67,15 @@ def test_the_first_run_compares_nothing_the_second_makes_baselines_and_the_third
     third = experiment()
     assert third.returncode == 0, third.stdout + third.stderr
     assert "o baseline" not in third.stdout
-    assert passed(third) == passed(first) + 6
+    assert passed(third) == passed(first) + 7
     assert tables(third) == tables(first)
+
+
+def verdicts_on_cells(root):
+    """The report's perplexities are about this model, so that they are judged by it and by no stand-in."""
+    claims = load_claims(processes.ROOT / "baselines" / "claims")
+    verdicts = judge(claims, read_results(root / "results"))
+    return [verdict for verdict in verdicts if verdict.where.endswith("PPL") and "-ppl-" in verdict.id]
 
 
 def passed(process):

@@ -1,6 +1,7 @@
 """The report's own faults, measured: thresholds that are never reached, and what scoring from token 0 hides.
 
-Two short samples and one text of 512 tokens; the evictions are arithmetic, so any model shows the same.
+Samples of 150 and of 223 tokens, the ends of the report's range, and a text of 512; the evictions are arithmetic, so
+any model shows the same. 20 CPU-seconds in float64.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import pytest
 
 from knorm_core import evaluate_rows, perplexity
 from knorm_core.experiments.intervals import perplexity_ratio
+from knorm_core.texts import SHORT_SAMPLE
 from suites.plugins.inputs import made_from
 
-pytestmark = [pytest.mark.repro, pytest.mark.xdist_group("embedded-short")]
+pytestmark = [pytest.mark.repro, pytest.mark.xdist_group("faults")]
 
 RATIOS = (0.9, 0.5, 0.1)
-SAMPLES = 2
+LENGTHS = (*SHORT_SAMPLE, 512)
 AS_GIVEN = {"adjust": False, "score_from": "start", "allow_no_eviction": True}
 SHORT = {
     "short samples, prune_after 256 as given": AS_GIVEN | {"prune_after": 256},
@@ -29,16 +31,21 @@ LONG = {
 
 
 @pytest.fixture(scope="module")
-def fault_rows(language_model, texts_of):
+def texts(language_model, texts_of):
+    """An article per length, cut to it."""
+    return [texts_of(language_model, "embedded-articles", length)[index] for index, length in enumerate(LENGTHS)]
+
+
+@pytest.fixture(scope="module")
+def fault_rows(language_model, texts):
     """One row per case and keep ratio; its perplexity against that of keep ratio 1, scored alike."""
-    samples = texts_of(language_model, "embedded-short", None, SAMPLES)
-    [narrative] = texts_of(language_model, "embedded-narrative", 512)
+    *samples, long = texts
     rows = list(cases(language_model.model, samples, SHORT))
-    rows += cases(language_model.model, [narrative], LONG)
+    rows += cases(language_model.model, [long], LONG)
     return rows + list(scored_both_ways(language_model.model, samples))
 
 
-def test_the_faults_of_the_report_match_the_baseline(fault_rows, language_model, texts_of, golden, show_table, request):
+def test_the_faults_of_the_report_match_the_baseline(fault_rows, language_model, texts, golden, show_table, request):
     show_table(
         f"the report's faults, {language_model.slug}",
         [
@@ -56,15 +63,11 @@ def test_the_faults_of_the_report_match_the_baseline(fault_rows, language_model,
     )
     if request.config.getoption("knorm_dtype") != "float64":
         pytest.skip("baselines are float64: the table is shown at the end and not compared")
-    texts = [
-        *texts_of(language_model, "embedded-short", None, SAMPLES),
-        *texts_of(language_model, "embedded-narrative", 512),
-    ]
     golden.check(
-        f"{language_model.slug}/embedded-short/faults",
+        f"{language_model.slug}/embedded-articles/faults",
         fault_rows,
         key=("case", "keep_ratio"),
-        made_from=made_from(language_model, texts, samples=SAMPLES, tokens=512),
+        made_from=made_from(language_model, texts, tokens=LENGTHS),
     )
 
 
