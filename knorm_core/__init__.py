@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from knorm_core.cells import Cell, sweep_cells
     from knorm_core.compress import l2_compress
     from knorm_core.counts import Eviction, effective_prune_after, eviction_schedule, kept_count
     from knorm_core.evaluation import PAPER_PROTOCOL, evaluate, evaluate_rows, evaluate_table
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
     from knorm_core.outcome import Evaluation, perplexity
     from knorm_core.policies import POLICIES
     from knorm_core.setting import NoEvictionError, SlowFallbackWarning, UnsupportedModelError
+    from knorm_core.store import Store
+    from knorm_core.sweep import run_cells
     from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts
 
 _HOME = {
+    "Cell": "cells",
+    "sweep_cells": "cells",
     "l2_compress": "compress",
     "Eviction": "counts",
     "effective_prune_after": "counts",
@@ -38,6 +43,8 @@ _HOME = {
     "NoEvictionError": "setting",
     "SlowFallbackWarning": "setting",
     "UnsupportedModelError": "setting",
+    "Store": "store",
+    "run_cells": "sweep",
     "TEXT_SETS": "texts",
     "Text": "texts",
     "TextNotFoundError": "texts",
@@ -48,11 +55,13 @@ __all__ = [
     "PAPER_PROTOCOL",
     "POLICIES",
     "TEXT_SETS",
+    "Cell",
     "Evaluation",
     "Eviction",
     "ModelNotFoundError",
     "NoEvictionError",
     "SlowFallbackWarning",
+    "Store",
     "Text",
     "TextNotFoundError",
     "UnsupportedModelError",
@@ -67,6 +76,8 @@ __all__ = [
     "load_texts",
     "measure_latency",
     "perplexity",
+    "run_cells",
+    "sweep_cells",
 ]
 
 

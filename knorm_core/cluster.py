@@ -149,6 +149,7 @@ class _Crew:
         self.times: Counter[str] = Counter()
         self.asked: dict[str, tuple[str, Cell]] = {}  # by Dask's key of the task
         self.environments: dict[str, list[dict[str, Any]]] = {device: [] for device in devices}
+        client.wait_for_workers(1)  # what is stored can only be looked up once their environment is known
         for worker, around in client.run(environments_here, devices, on_error="return").items():
             if isinstance(around, BaseException):
                 self.refuse(Refused(worker, f"{type(around).__name__}: {around}"))

@@ -100,10 +100,10 @@ def test_an_option_or_the_environment_names_the_store(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A store's file, as bytes."""
+    """The file of a store of five results."""
     store = Store(tmp_path_factory.mktemp("whole") / "whole.sqlite")
     put(store, *range(5))
-    return store.path.read_bytes()
+    return store.path
 
 
 damages = st.one_of(
@@ -114,13 +114,14 @@ damages = st.one_of(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(damage=damages)
 def test_whatever_is_damaged_nothing_wrong_is_read_and_what_is_missing_can_be_stored_again(
     whole, damage, tmp_path_factory
 ):
     kind, where, what = damage
-    content, at = bytearray(whole), int(where * len(whole))
+    content = bytearray(whole.read_bytes())
+    at = int(where * len(content))
     if kind == "flip":
         content[at] ^= what
     elif kind == "cut":
@@ -172,7 +173,7 @@ def test_a_damaged_file_is_moved_aside_and_what_is_whole_of_it_kept(store):
     _, said = quietly(lambda: [get(store, number) for number in range(20)])
     [sentence] = said
     [aside] = store.path.parent.glob("*.damaged-*")
-    assert "malformed" in sentence
+    assert sentence.startswith(f"{store.path}: ")
     assert f"Moved to {aside}" in sentence
     assert aside.read_bytes() == content
     saved = [number for number in range(20) if get(store, number) == value(number)]
