@@ -7,7 +7,7 @@ from itertools import cycle
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from knorm_core.report import axes
+from knorm_core.report import axes, sawtooth
 from knorm_core.report.named import Named, named
 from knorm_core.report.palette import LIGHT, SERIES
 from knorm_core.report.section import Absent, Figure, Panel, Section, merged
@@ -28,13 +28,18 @@ def section(results: Results) -> Section:
     for one in named(results, "ppl-(absolute|cache)"):  # the same in both modes
         if not any(one.text_set == other.text_set for other in models.get(one.model, [])):
             models.setdefault(one.model, []).append(one)
+    traces = sawtooth.figures(results)
     memory = [_memory(f"memory-{index}", *one) for index, one in enumerate(models.items())]
     return Section(
         "cache-length",
         "Cache length and evictions",
         "Did compression fire, and how much memory does a keep ratio really save?",
-        memory,
-        absent=[] if memory else [Absent("cache lengths", "tox")],
+        [*traces, *memory],
+        absent=[
+            Absent(what, "tox", "pytest -m repro suites/reproduction")
+            for what, found in (("the cache's length step by step", traces), ("mean caches and evictions", memory))
+            if not found
+        ],
     )
 
 
@@ -102,7 +107,7 @@ def _plot_mean(ax: Axes, curves: Sequence[tuple[str, Rows]]) -> None:
     _plot(ax, curves, _mean)
     ax.set_ylim(0, 1.05)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
-    ax.set_ylabel("mean cache, share of the peak")
+    ax.set_ylabel("share of the peak")
 
 
 def _plot_often(ax: Axes, curves: Sequence[tuple[str, Rows]]) -> None:

@@ -9,21 +9,24 @@ from knorm_core.report.section import Absent, Section
 from knorm_core.report.words import counted, listed, number
 from knorm_core.results import VERDICTS, Number, Results, Verdict
 
-MARKS = {"reproduced": "✓", "explained": "≈", "refuted": "✗", "not testable here": "?"}
+NOT_TESTABLE = "not testable here"
+MARKS = {"reproduced": "✓", "explained": "≈", "refuted": "✗", NOT_TESTABLE: "?"}
 _MEANINGS = {
     "reproduced": "the number or direction came out",
     "explained": "it comes out under a named fault, and not without",
     "refuted": "it was measured and did not come out",
-    "not testable here": "it needs a model or data that is absent",
+    NOT_TESTABLE: "it needs a model or data that is absent",
 }
 _SOURCES = {"report": "Claims of the report", "paper": "Claims of the paper"}
 
 
 def section(results: Results) -> Section:
-    """Counts, and one entry per claim in the order of the ledger."""
+    """Counts, and one entry per claim in the order of the ledger, those that cannot be tested here last."""
     counts = Counter(verdict.verdict for verdict in results.verdicts)
     sources: dict[str, list[Verdict]] = {}
-    for verdict in results.verdicts:
+    for verdict in sorted(
+        results.verdicts, key=lambda verdict: verdict.verdict == NOT_TESTABLE
+    ):  # what was judged first
         sources.setdefault(verdict.source, []).append(verdict)
     return Section(
         "verdicts",

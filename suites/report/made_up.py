@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from knorm_core.counts import kept_count
 from knorm_core.results import Table
 
 MODEL = "smollm2-135m"
@@ -96,6 +97,19 @@ def precisions(shift: float = 3e-4) -> Table:
     return Table(name, ["dtype", "policy", "keep_ratio"], rows, {"settings": {"tokens": 512}}, run="a1")
 
 
+def trace(prune_after: int = 256, tokens: int = 1024) -> Table:
+    """The corners of a sawtooth: grown to ``prune_after``, cut to the kept count, and so on."""
+    rows = []
+    for keep in (1.0, 0.9, 0.7, 0.5, 0.3, 0.1):
+        corners, step = {0: 1, tokens - 2: tokens - 1}, prune_after
+        kept = kept_count(prune_after, keep)
+        while keep < 1 and step < tokens - 1:
+            corners |= {step - 1: prune_after, step: kept + 1, tokens - 2: kept + tokens - 1 - step}
+            step += prune_after - kept
+        rows += [{"keep_ratio": keep, "step": step, "cache_length": length} for step, length in sorted(corners.items())]
+    return Table(f"{MODEL}/embedded-articles/cache-trace", ["keep_ratio", "step"], rows, run="a1")
+
+
 def all_tables() -> list[Table]:
     """One of each."""
-    return [contexts(), ttft(), *cold_start(), precisions()]
+    return [trace(), contexts(), ttft(), *cold_start(), precisions()]
