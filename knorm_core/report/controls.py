@@ -24,7 +24,7 @@ POLICIES = {
     "recent": "most recent",
     "sink_recent": "four sinks and most recent",
 }
-_COLOURS = ("blue", "vermillion", "green", "purple", "amber")
+_COLOURS = tuple(SERIES)
 # Tables beside the controls that have no figure of their own.
 _FURTHER = {
     "divergence": "Divergence from the uncompressed model (KL in nats)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from knorm_core.report import (
     verdicts,
 )
 from knorm_core.report.palette import DARK, LIGHT
-from knorm_core.report.section import Absent, Figure, Section, ShownTable
-from knorm_core.report.words import counted, lasted, number
+from knorm_core.report.section import Figure, Section, ShownTable
+from knorm_core.report.words import counted, number
 from knorm_core.results import Results
 
 #: In the order of the page.
@@ -75,25 +76,20 @@ def render(results: Results) -> str:
     sections = [_placed(section(results)) for section in SECTIONS]
     tables = [table for one in sections for table in (*(figure.table for figure in one.figures), *one.tables)]
     script = _part("page.js")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("knorm_core.report", "template"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "lasted": lasted, "sorts_as": _sorts_as}
-    environment.globals["counted"] = counted
-    return environment.get_template("page.html").render(
-        title=title(results),
-        sections=sections,
-        id_of_table={name: table.id for table in reversed(tables) for name in table.table.sources},
-        style=_part("page.css"),
-        script=script,
-        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        light=LIGHT,
-        dark=DARK,
-        long_table=LONG_TABLE,
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title(results),
+            sections=sections,
+            id_of_table={name: table.id for table in reversed(tables) for name in table.table.sources},
+            style=_part("page.css"),
+            script=script,
+            script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            light=LIGHT,
+            dark=DARK,
+            long_table=LONG_TABLE,
+        )
     )
 
 
@@ -112,6 +108,20 @@ def _placed(section: Section) -> PlacedSection:
     return PlacedSection(section, figures, tables)
 
 
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("knorm_core.report", "template"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "sorts_as": _sorts_as}
+    environment.globals["counted"] = counted
+    return environment
+
+
 def _sorts_as(cell: Any) -> str | None:
     """What a cell is sorted by where it is a number; text is sorted as it stands."""
     return repr(float(cell)) if isinstance(cell, int | float) and cell == cell else None
@@ -119,6 +129,3 @@ def _sorts_as(cell: Any) -> str | None:
 
 def _part(name: str) -> str:
     return (files("knorm_core.report") / "template" / name).read_text(encoding="utf-8")
-
-
-__all__ = ["SECTIONS", "Absent", "render", "title"]

@@ -34,11 +34,12 @@ DARK = {
     "amber": "#e5ab2e",
 }
 
-#: Names of the colours that tell series apart, each with a marker and a line of its own.
+#: Names of the colours that tell series apart, each with a marker and a line of its own; the first three are
+#: told apart by colour alone under every deficiency of colour vision.
 SERIES = {
     "blue": ("o", "-"),
     "vermillion": ("s", "--"),
-    "green": ("^", "-."),
-    "purple": ("D", ":"),
+    "purple": ("^", "-."),
+    "green": ("D", ":"),
     "amber": ("v", (0, (5, 1, 1, 1, 1, 1))),
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Rows = Sequence[Mapping[str, Any]]
-_COLOURS = ("blue", "vermillion", "green", "purple", "amber")
+_COLOURS = tuple(SERIES)
 _POLICIES = {"low_norm": "norms rounded", "low_norm_exact": "norms as they are"}
 
 

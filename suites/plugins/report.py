@@ -28,7 +28,10 @@ def write(results: Results, folder: str | os.PathLike[str]) -> list[tuple[str, b
     from knorm_core.report import write_report
 
     told = []
-    for name, writer in (("results", lambda: write_results(folder, results)), ("report", lambda: write_report(results, folder))):
+    for name, writer in (
+        ("results", lambda: write_results(folder, results)),
+        ("report", lambda: write_report(results, folder)),
+    ):
         try:
             told.append((f"{name}: {writer()}", False))
         except Exception as error:
