@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from knorm_core.report import axes, sawtooth
 from knorm_core.report.named import Named, named
 from knorm_core.report.palette import LIGHT, SERIES
 from knorm_core.report.section import Absent, Figure, Panel, Section, merged
-from knorm_core.report.svg import draw, plain
+from knorm_core.report.svg import draw, short
 from knorm_core.report.words import keep, listed, number
 from knorm_core.results import Results
 
@@ -98,7 +97,7 @@ def _curves_of(tables: Sequence[tuple[str, Rows]]) -> list[tuple[str, Rows]]:
     for text, rows in tables:
         compressed = [row for row in rows if row["keep_ratio"] < 1]
         drawn = tuple((row["keep_ratio"], round(_mean(row), 2), round(_often(row))) for row in compressed)
-        curves.setdefault(drawn, ([], compressed))[0].append(plain(text))
+        curves.setdefault(drawn, ([], compressed))[0].append(text)
     return [(", ".join(texts), rows) for texts, rows in curves.values()]
 
 
@@ -124,7 +123,7 @@ def _plot(ax: Axes, curves: Sequence[tuple[str, Rows]], value: Callable[[Row], f
             color=LIGHT[colour],
             marker=marker,
             linestyle=line,
-            label=shorten(text, 60, placeholder=" …"),
+            label=short(text, 45),
         )
     axes.keep_ratio_axis(ax, [1.0, *(row["keep_ratio"] for _, rows in curves for row in rows)])
     ax.figure.legend(loc="outside upper left")

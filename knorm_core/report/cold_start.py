@@ -10,7 +10,7 @@ from knorm_core.report import axes, claimed
 from knorm_core.report.named import Named, named
 from knorm_core.report.palette import LIGHT
 from knorm_core.report.section import Figure, Panel, merged
-from knorm_core.report.svg import draw, plain
+from knorm_core.report.svg import draw, plain, short
 from knorm_core.report.words import change, keep, listed, multiple, number
 from knorm_core.results import Results
 
@@ -124,4 +124,4 @@ def _plot_parts(ax: Axes, calls: Sequence[Row]) -> None:
 def _wrapped(text: object) -> str:
     from textwrap import fill
 
-    return fill(plain(text), 17)
+    return fill(short(text, 40), 17)

@@ -9,7 +9,7 @@ from knorm_core.report import axes
 from knorm_core.report.named import Named, named, setting
 from knorm_core.report.palette import LIGHT, SERIES
 from knorm_core.report.section import Absent, Figure, Panel, Section, shown
-from knorm_core.report.svg import draw, plain
+from knorm_core.report.svg import draw, short
 from knorm_core.report.words import change, keep, listed
 from knorm_core.results import Results
 
@@ -132,7 +132,7 @@ def _plot(ax: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, str]], ratio
 
 
 def _label(policy: str, positions: str) -> str:
-    name = POLICIES.get(policy, plain(policy))
+    name = POLICIES.get(policy, short(policy, 20))
     if positions == "cache":
         return f"{name},\npositions from\ncache length"
     return name.replace("sinks and ", "sinks and\n")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from knorm_core.report.named import Named, named
 from knorm_core.report.palette import LIGHT
 from knorm_core.report.section import Absent, Figure, Panel, Section, merged
-from knorm_core.report.svg import draw, plain
+from knorm_core.report.svg import draw, short
 from knorm_core.report.words import keep, listed
 from knorm_core.results import Results
 
@@ -70,7 +70,7 @@ def _counts(by_ratio: Mapping[float, list[Row]]) -> str:
 def _alone(row: Row) -> str:
     """The layers left alone, as text, empty for none; read from lists and from their text alike."""
     told = str(row.get("skip_layers", "")).strip("()[] ,")
-    return plain(told)
+    return short(told, 12)
 
 
 def _figure(name: str, model: str, found: Sequence[Named]) -> Figure:
@@ -110,8 +110,7 @@ def _told(row: Row) -> str:
 
 
 def _line(what: str) -> str:
-    task, _, rest = what.partition("-")
-    return f"{plain(task)} {plain(rest).replace('-every-step', ', every step').replace('-', ' ')}"
+    return short(what.replace("-every-step", ", every step").replace("-", " "))
 
 
 def _plot(ax: Axes, lines: Sequence[str], ways: Sequence[Way], cells: Mapping[tuple[str, Way], Row]) -> None:

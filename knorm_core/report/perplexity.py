@@ -142,7 +142,8 @@ def _figure(name: str, modes: Mapping[str, Named], report: Mapping[str, Mapping[
             [({"absolute": "true", "cache": "from cache length"}[mode], one.table) for mode, one in modes.items()],
         ),
         note=f"Perplexity at keep {keep(plain.keep)}: {number(plain.ppl)}; the numbers at the points are perplexities."
-        + (" Bars: paired 95 % intervals." if intervals else ""),
+        + (" Bars: paired 95 % intervals." if intervals else "")
+        + (f" Dashed, grey: {claimed.MODEL} in the report, as a multiple of its own keep 1.0." if beside else ""),
     )
 
 
@@ -158,7 +159,7 @@ def _plot(ax: Axes, curve: Sequence[Point], mode: str, report: Report, limits: t
             marker="D",
             markersize=4.5,
             markerfacecolor=LIGHT["paper"],
-            label=f"the report's {column} column ({claimed.MODEL})",
+            label=f"the report's {column} column",
         )
     axes.with_intervals(ax, [(p.keep, p.ratio, p.low, p.high) for p in curve], _COLOURS[mode], label="measured")
     for point in curve[1:]:

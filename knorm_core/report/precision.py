@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from knorm_core.report.named import Named, named, setting
 from knorm_core.report.palette import LIGHT, SERIES
 from knorm_core.report.section import Absent, Figure, Panel, Section, shown
-from knorm_core.report.svg import draw, plain
+from knorm_core.report.svg import draw, plain, short
 from knorm_core.report.words import keep, listed, number
 from knorm_core.results import Results
 
@@ -93,7 +93,7 @@ def _figure(name: str, one: Named) -> Figure:
 def _line(row: Mapping[str, Any]) -> str:
     if row["keep_ratio"] == 1:
         return "keep 1.0"
-    return f"keep {keep(row['keep_ratio'])},\n{_POLICIES.get(row['policy'], plain(row['policy']))}"
+    return f"keep {keep(row['keep_ratio'])},\n{_POLICIES.get(row['policy'], short(row['policy'], 20))}"
 
 
 def _plot(ax: Axes, rows: Rows, column: str, label: str) -> None:
@@ -111,7 +111,7 @@ def _plot(ax: Axes, rows: Rows, column: str, label: str) -> None:
             linestyle="",
             marker=SERIES[colour][0],
             color=LIGHT[colour],
-            label=plain(dtype),
+            label=short(dtype, 12),
         )
     ax.set_xlim(smallest / 4, max([*told, smallest]) * 2)
     ax.set_yticks(range(len(lines)), lines)

@@ -95,6 +95,12 @@ def plain(text: object) -> str:
     return " ".join(_UNPRINTABLE.sub("\ufffd", str(text)).split())
 
 
+def short(text: object, most: int = 30) -> str:
+    """The same, cut to what a drawing has room for."""
+    whole = plain(text)
+    return whole if len(whole) <= most else f"{whole[: most - 1]}…"
+
+
 def _inlined(svg: str, prefix: str, alt: str) -> Markup:
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
