@@ -18,6 +18,7 @@ from knorm_core.results import Results, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_REPORT_S_MODEL = Absent("the model that the report is about, EleutherAI/pythia-70m", "tox -e pythia")
 MODES = {"absolute": "true positions", "cache": "positions from the cache length"}
 Report = tuple[str, Sequence[tuple[float, float]]]  # its column, and (keep ratio, multiple of its keep 1.0)
 _COLOURS = {"absolute": "blue", "cache": "vermillion"}
@@ -42,19 +43,20 @@ def section(results: Results) -> Section:
     report = {name: column for name, column in theirs.items() if 1.0 in column}
     figures = [_figure(f"ppl-{index}", modes, report) for index, modes in enumerate(groups.values())]
     modes = {mode for group in groups.values() for mode in group}
+    absent = [
+        Absent(f"perplexity with {told}", "tox", f"pytest -m repro suites/reproduction --knorm-positions {mode}")
+        for mode, told in MODES.items()
+        if mode not in modes
+    ]
+    if not any(model.endswith("pythia-70m") for model, _, _ in groups):
+        absent.append(Absent("the model that the report is about, EleutherAI/pythia-70m", "tox -e pythia"))
     return Section(
         "perplexity",
         "Perplexity against keep ratio",
         "What does eviction cost, and how much of that is the fault of positions taken from the cache length?",
         figures,
         tables=[_claimed_table(report)] if report else [],
-        absent=[
-            Absent(
-                f"perplexity with {MODES[mode]}", "tox", f"pytest -m repro suites/reproduction --knorm-positions {mode}"
-            )
-            for mode in MODES
-            if mode not in modes
-        ],
+        absent=absent,
     )
 
 
