@@ -29,7 +29,7 @@ def section(results: Results) -> Section:
         "baselines",
         "What changed against the baselines",
         "Do these numbers agree with those that the suite is pinned to?",
-        tables=[_by_table(tables), _by_cell(cells)] if tables else [],
+        tables=([_by_table(tables)] if tables else []) + ([_by_cell(cells)] if cells else []),
         absent=[] if tables else [Absent("tables that have a baseline", "tox")],
         template="baselines.html",
         content={"finding": finding(tables)},

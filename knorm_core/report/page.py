@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -117,7 +118,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "sorts_as": _sorts_as}
+    environment.filters |= {"number": number, "sorts_as": _sorts_as, "tied": _tied}
     environment.globals["counted"] = counted
     return environment
 
@@ -125,6 +126,11 @@ def _environment() -> jinja2.Environment:
 def _sorts_as(cell: Any) -> str | None:
     """What a cell is sorted by where it is a number; text is sorted as it stands."""
     return repr(float(cell)) if isinstance(cell, int | float) and cell == cell else None
+
+
+def _tied(text: str) -> str:
+    """A number keeps its unit on its line."""
+    return re.sub(r"(?<=[0-9]) (?=%|(?:s|min|h|MiB)\b)", "\u00a0", text)
 
 
 def _part(name: str) -> str:

@@ -44,27 +44,34 @@ def finding(tables: Sequence[tuple[str, Sequence[Row]]]) -> str:
     always: dict[float, list[Row]] = {}
     for what, rows in tables:
         for row in rows:
-            if what.startswith("passkey") and not _alone(row):
+            if what.startswith("passkey") and not _alone(row) and row["keep_ratio"] < 1:
                 kind = always if row["when"] == "every_step" else once
                 kind.setdefault(row["keep_ratio"], []).append(row)
     sentences = [
-        f"{how}, the model finds {_counts(by_ratio)}"
-        for how, by_ratio in (("compressed once after the prompt", once), ("compressed at every step", always))
+        f"compressed {how}, {_counts(by_ratio)}"
+        for how, by_ratio in (("once after the prompt", once), ("at every step", always))
         if by_ratio
     ]
-    text = "; ".join(sentences) or "no pass key was sought, only needles"
+    text = "; ".join(sentences) or "no pass key was sought under compression"
     return f"{text[0].upper()}{text[1:]}."
 
 
 def _counts(by_ratio: Mapping[float, list[Row]]) -> str:
-    """``20 of 25 at keep 0.9, 5 at 0.7 and none at 0.5``; ``of`` again only where it is another number."""
-    told, before = [], None
+    """``20 of 25 are found at keep 0.9, 5 at 0.7 and none at 0.5 and 0.1``: neighbours of one count together."""
+    counted: list[tuple[tuple[int, int], list[float]]] = []
     for ratio, rows in sorted(by_ratio.items(), reverse=True):
-        matches, of = (sum(row[column] for row in rows) for column in ("matches", "of"))
-        count = f"{matches or 'none'} of {of}" if of != before else str(matches or "none")
-        told.append(f"{count} at {'' if before else 'keep '}{keep(ratio)}")
+        count = sum(row["matches"] for row in rows), sum(row["of"] for row in rows)
+        if not counted or counted[-1][0] != count:
+            counted.append((count, []))
+        counted[-1][1].append(ratio)
+    told, before = [], 0
+    for (matches, of), ratios in counted:
+        count_ = f"{matches or 'none'}{f' of {of}' if of != before else ''}"
+        told.append(
+            f"{count_} {'' if before else 'are found '}at {'' if before else 'keep '}{listed(map(keep, ratios))}"
+        )
         before = of
-    return listed(told)
+    return ", ".join(told)
 
 
 def _alone(row: Row) -> str:

@@ -38,15 +38,14 @@ def section(results: Results) -> Section:
 
 def finding(rows: Rows) -> str:
     """Per precision, the largest change of perplexity and the largest share of evictions that chose otherwise."""
-    parts = []
+    parts: list[str] = []
     for dtype in _others(rows):
         own = [row for row in rows if row["dtype"] == dtype]
-        shift = max(abs(row["shift"]) for row in own)
-        differ = max(row["differ"] for row in own)
-        parts.append(
-            f"{plain(dtype)} moves perplexity by at most {_per_cent(shift)} and chooses other keys in up to "
-            f"{_per_cent(differ)} of evictions"
+        shift, differ = (_per_cent(max(abs(row[column]) for row in own)) for column in ("shift", "differ"))
+        first = (
+            f"{plain(dtype)} moves perplexity by at most {shift} and evicts other keys in up to {differ} of evictions"
         )
+        parts.append(f"{plain(dtype)} by {shift} and in {differ}" if parts else first)
     return f"Against float64, {'; '.join(parts)}." if parts else "Only float64 was measured."
 
 

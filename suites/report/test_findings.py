@@ -100,14 +100,17 @@ def test_pass_keys_are_counted_by_keep_ratio():
         ]
 
     tables = [
-        ("passkey-256", rows("after_prefill", {0.9: 10, 0.5: 0})),
+        ("passkey-256", rows("after_prefill", {1.0: 10, 0.9: 10, 0.5: 0, 0.1: 0})),
         ("passkey-512", rows("every_step", {0.9: 3}, 5)),
     ]
     assert passkey.finding(tables) == (
-        "Compressed once after the prompt, the model finds 10 of 10 at keep 0.9 and none at 0.5; compressed at every "
-        "step, the model finds 3 of 5 at keep 0.9."
+        "Compressed once after the prompt, 10 of 10 are found at keep 0.9, none at 0.5 and 0.1; compressed at every "
+        "step, 3 of 5 are found at keep 0.9."
     )
-    assert passkey.finding([("needle-512", rows("after_prefill", {0.9: 3}))]) == "No pass key was sought, only needles."
+    assert (
+        passkey.finding([("needle-512", rows("after_prefill", {0.9: 3}))])
+        == "No pass key was sought under compression."
+    )
 
 
 def test_gains_along_the_context_may_be_losses_or_nothing():
@@ -160,8 +163,8 @@ def test_the_ledger_holds_the_report_s_table(results):
 
 def test_precision_names_the_largest_shift_and_share():
     assert precision.finding(made_up.precisions().rows) == (
-        "Against float64, float32 moves perplexity by at most 0.03 % and chooses other keys in up to 0.4 % of "
-        "evictions; bfloat16 moves perplexity by at most 2 % and chooses other keys in up to 83 % of evictions."
+        "Against float64, float32 moves perplexity by at most 0.03 % and evicts other keys in up to 0.4 % of "
+        "evictions; bfloat16 by 2 % and in 83 %."
     )
     assert "float32 moves perplexity by at most 1.5 %" in precision.finding(made_up.precisions(-0.015).rows)
 
