@@ -219,9 +219,10 @@ def test_recall_matches_the_baseline(cell, matches, language_model, check_rows, 
 
 
 @cells_of([*LONG], pytest.mark.slow)
-def test_recall_by_context_and_depth(cell, matches, show_table, claims):
+def test_recall_by_context_and_depth(cell, matches, language_model, show_table, record_table, claims):
     prompts = matches(cell)
-    show_cell(cell, prompts, show_table)
+    rows = show_cell(cell, prompts, show_table)
+    record_table(f"{language_model.slug}/retrieval/{cell.replace(' ', '-')}", rows, key=Way._fields)
     assert sum(found[UNCOMPRESSED] for found in prompts) >= 0.8 * len(prompts)
 
 

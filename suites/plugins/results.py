@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from knorm_core.results import FILE, Baseline, Results, ResultsError, Run, Table, Test, read_results, write_results
+from knorm_core.results import FILE, Baseline, Cell, Results, ResultsError, Run, Table, Test, read_results
 from suites.plugins.ledger import Ledger
+from suites.plugins.report import unwritable, write
 
 _PROPERTY = "knorm_result"
 _VERSIONS = ("knorm", "torch", "transformers", "datasets", "numpy", "scipy", "pytest")
@@ -56,6 +57,7 @@ class Recorder:
         self.tests: dict[str, Test] = {}
         self.unreadable = ""  # why earlier results in the folder could not be read
         self.ledger: Ledger | None = None
+        self.told: list[tuple[str, bool]] = []  # where what was written, and whether that is bad news
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
@@ -66,6 +68,7 @@ class Recorder:
             for name, content in report.user_properties:
                 if name == _PROPERTY:
                     baseline = Baseline(**content["baseline"])  # type: ignore[arg-type,index]
+                    baseline = dataclasses.replace(baseline, cells=[Cell(**cell) for cell in baseline.cells])  # type: ignore[arg-type]
                     self.tables.append(Table(**{**content, "baseline": baseline, "run": self.id}))  # type: ignore[dict-item]
 
     def results(self, config: pytest.Config, exit_status: int) -> Results:
@@ -84,6 +87,8 @@ class Recorder:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
+        if sentence := unwritable(config.getoption("knorm_report")):
+            raise pytest.UsageError(sentence)
         config.stash[_recorder] = Recorder()
         config.pluginmanager.register(config.stash[_recorder], "knorm-recorder")
 
@@ -104,7 +109,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         results = earlier.updated(recorder.results(session.config, exitstatus))
     recorder.ledger = Ledger.of(results, recorder.tables, session.config.rootpath)
     if report:
-        write_results(report, dataclasses.replace(results, verdicts=recorder.ledger.verdicts))
+        recorder.told = write(dataclasses.replace(results, verdicts=recorder.ledger.verdicts), report)
 
 
 @pytest.hookimpl(trylast=True)
@@ -116,8 +121,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         recorder.ledger.show(terminalreporter)
     if recorder.unreadable:
         terminalreporter.line(f"earlier results were replaced: {recorder.unreadable}", yellow=True)
-    if config.getoption("knorm_report"):
-        terminalreporter.line(f"results: {Path(config.getoption('knorm_report')) / FILE}")
+    for sentence, bad in recorder.told:
+        terminalreporter.line(sentence, red=bad)
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -1,0 +1,101 @@
+"""What changed against the baselines, table by table and cell by cell."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from knorm_core.compare import relative_change
+from knorm_core.report.section import MOST_ROWS, Absent, Section, ShownTable
+from knorm_core.report.words import counted, listed, number
+from knorm_core.results import Cell, Results, Table
+
+_FIRST = ("changed", "other source", "missing", "same")
+_MEANING = {
+    "changed": "beyond the tolerance",
+    "other source": "made from another model, text or setting",
+    "missing": "no baseline yet: pytest --force-regen makes it",
+    "same": "within the tolerance",
+}
+
+
+def section(results: Results) -> Section:
+    """A sentence, one row per table, and every cell that differs."""
+    tables = [table for table in results.tables if table.baseline.status != "none"]
+    tables.sort(key=lambda table: _FIRST.index(table.baseline.status) if table.baseline.status in _FIRST else -1)
+    cells = [(table, cell) for table in tables for cell in table.baseline.cells]
+    return Section(
+        "baselines",
+        "What changed against the baselines",
+        "Do these numbers agree with those that the suite is pinned to?",
+        tables=([_by_table(tables)] if tables else []) + ([_by_cell(cells)] if cells else []),
+        absent=[] if tables else [Absent("tables that have a baseline", "tox")],
+        template="baselines.html",
+        content={"finding": finding(tables)},
+    )
+
+
+def finding(tables: Sequence[Table]) -> str:
+    """How many tables are the same, and how far the furthest cell is from its baseline."""
+    if not tables:
+        return ""
+    counts = Counter(table.baseline.status for table in tables)
+    others = [f"{counts[status]} {status}" for status in counts if status != "same"]
+    if others:
+        head = f"{listed(others)}, of {counted(len(tables), 'table')}".capitalize()
+    else:
+        head = (
+            f"All {counted(len(tables), 'table')} agree with their baselines"
+            if len(tables) > 1
+            else "The table agrees with its baseline"
+        )
+    moved = [(table, cell) for table in tables for cell in table.baseline.cells]
+    if not moved:
+        return f"{head}; no cell differs."
+    table, cell = max(moved, key=lambda one: relative_change(one[1]))
+    cells = (
+        "the one cell that differs is" if len(moved) == 1 else f"of {len(moved):,} cells that differ, the furthest is"
+    )
+    return f"{head}; {cells} {_told(table, cell)}."
+
+
+def _told(table: Table, cell: Cell) -> str:
+    by = relative_change(cell)
+    before, now = number(cell.baseline), number(cell.value)
+    if before == now:
+        before, now = (
+            f"{value:.12g}" if isinstance(value, float) else str(value) for value in (cell.baseline, cell.value)
+        )
+    relative = f", {by:.1e} relative" if math.isfinite(by) else ""
+    return f"{cell.column} at {cell.row} of {table.name} ({before} → {now}{relative})"
+
+
+def _by_table(tables: Sequence[Table]) -> ShownTable:
+    return ShownTable(
+        "Every table and its baseline",
+        ["table", "status", "meaning", "cells that differ", "largest relative change", "tolerance, relative"],
+        [
+            [
+                table.name,
+                table.baseline.status,
+                _MEANING.get(table.baseline.status, ""),
+                len(table.baseline.cells),
+                max((relative_change(cell) for cell in table.baseline.cells), default=0.0),
+                table.baseline.rtol,
+            ]
+            for table in tables
+        ],
+    )
+
+
+def _by_cell(cells: Sequence[tuple[Table, Cell]]) -> ShownTable:
+    return ShownTable(
+        "Every cell that differs",
+        ["table", "row", "column", "baseline", "now", "relative change"],
+        [
+            [table.name, cell.row, cell.column, cell.baseline, cell.value, relative_change(cell)]
+            for table, cell in cells[:MOST_ROWS]
+        ],
+        left_out=max(0, len(cells) - MOST_ROWS),
+    )

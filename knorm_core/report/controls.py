@@ -1,0 +1,147 @@
+"""Controls: is low norm better than chance, than the highest norms, than a window that looks at no key?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from knorm_core.report import axes
+from knorm_core.report.named import Named, named, setting
+from knorm_core.report.palette import LIGHT, SERIES
+from knorm_core.report.section import Absent, Figure, Panel, Section, shown
+from knorm_core.report.svg import draw, short
+from knorm_core.report.words import change, keep, listed
+from knorm_core.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = Mapping[str, Any]
+POLICIES = {
+    "low_norm": "low norm",
+    "random": "random",
+    "high_norm": "high norm",
+    "recent": "most recent",
+    "sink_recent": "four sinks and most recent",
+}
+_COLOURS = tuple(SERIES)
+# Tables beside the controls that have no figure of their own.
+_FURTHER = {
+    "divergence": "Divergence from the uncompressed model (KL in nats)",
+    "equal-memory": "Policies at equal mean and at equal peak cache",
+    "position-modes": "True positions, positions from the cache length, and survivors rotated to the front",
+    "layers-skipped": "With the first layers left alone",
+    "layers-alone": "One layer compressed at a time",
+}
+
+
+def section(results: Results) -> Section:
+    """A figure per text set, and the further experiments as tables."""
+    found = named(results, "controls")
+    return Section(
+        "controls",
+        "Controls",
+        "Does the norm of a key tell which ones to keep, or would any other choice have done?",
+        [_figure(f"controls-{index}", one) for index, one in enumerate(found)],
+        tables=[
+            shown(one.table, f"{title}: {one.where}")
+            for what, title in _FURTHER.items()
+            for one in named(results, what)
+        ],
+        absent=[] if found else [Absent("the controls", "tox", "pytest -m repro suites/experiments/test_controls.py")],
+    )
+
+
+def finding(rows: Sequence[Row]) -> str:
+    """At which keep ratios low norm has a lower perplexity than random, and than sinks with recent tokens."""
+    ratios = sorted({row["keep_ratio"] for row in rows if row["keep_ratio"] < 1}, reverse=True)
+    against = {}
+    for policy in ("random", "sink_recent"):
+        pairs = [(ratio, _of(rows, "low_norm", ratio), _of(rows, policy, ratio)) for ratio in ratios]
+        against[policy] = [
+            (ratio, low["ppl"] < other["ppl"]) for ratio, low, other in pairs if low is not None and other is not None
+        ]
+    parts = [
+        f"{_where(compared)} {phrase}"
+        for policy, phrase in (("random", "than random choice"), ("sink_recent", "than four sinks and the most recent"))
+        if (compared := against[policy])
+    ]
+    return f"Low norm has the lower perplexity {', and '.join(parts)}." if parts else "Low norm has no control here."
+
+
+def _where(compared: Sequence[tuple[float, bool]]) -> str:
+    won = [keep(ratio) for ratio, better in compared if better]
+    if len(won) == len(compared):
+        return "at every keep ratio"
+    return f"at keep {listed(won)}" if won else "at no keep ratio"
+
+
+def _of(rows: Sequence[Row], policy: str, ratio: float, positions: str = "absolute") -> Row | None:
+    """The policy's row; of a random policy the mean over its seeds."""
+    for row in rows:
+        if (row["policy"], row["keep_ratio"], row.get("positions", "absolute")) == (policy, ratio, positions) and (
+            policy != "random" or row.get("seed") in ("mean", None)
+        ):
+            return row
+    return None
+
+
+def _figure(name: str, one: Named) -> Figure:
+    rows = one.table.rows
+    lines = [(policy, "absolute") for policy in dict.fromkeys(row["policy"] for row in rows)]
+    lines.sort(key=lambda line: [*POLICIES].index(line[0]) if line[0] in POLICIES else len(POLICIES))
+    lines += [("low_norm", "cache")] if any(row.get("positions") == "cache" for row in rows) else []
+    ratios = sorted({row["keep_ratio"] for row in rows if row["keep_ratio"] < 1}, reverse=True)[: len(_COLOURS)]
+    tokens = setting(one.table, "tokens")
+    height = 1.3 + 0.17 * len(lines) * (len(ratios) + 1)
+    svg = draw(name, lambda ax: _plot(ax, rows, lines, ratios), alt=_alt(one, rows, lines, ratios), height=height)
+    return Figure(
+        f"{one.where}{f', {tokens} tokens' if tokens else ''}",
+        finding(rows),
+        [Panel("", svg)],
+        shown(one.table, f"Controls, {one.where}"),
+        note="Bars: paired 95 % interval against keep 1.0. Small dots: single seeds of the random policy.",
+    )
+
+
+def _plot(ax: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, str]], ratios: Sequence[float]) -> None:
+    drawn = []
+    for at, (policy, positions) in enumerate(lines):
+        for step, ratio in enumerate(ratios):
+            row, colour = _of(rows, policy, ratio, positions), _COLOURS[step]
+            if row is None:
+                continue
+            y = at + (step - (len(ratios) - 1) / 2) * 0.24
+            seeds = [
+                other["ratio"]
+                for other in rows
+                if policy == "random" == other["policy"] and other["keep_ratio"] == ratio and other["seed"] != "mean"
+            ]
+            ax.plot(seeds, [y] * len(seeds), linestyle="", marker=".", markersize=4, color=LIGHT["muted"], zorder=2)
+            low, high = (axes.finite(row.get(limit), row["ratio"]) for limit in ("ratio_low", "ratio_high"))
+            ax.plot([low, high], [y, y], color=LIGHT[colour], linewidth=1.4, zorder=2.5)
+            label = f"keep {keep(ratio)}" if at == 0 else None
+            ax.plot(row["ratio"], y, linestyle="", marker=SERIES[colour][0], color=LIGHT[colour], label=label, zorder=3)
+            drawn += [row["ratio"], low, high]
+    ax.set_yticks(range(len(lines)), [_label(policy, positions) for policy, positions in lines])
+    ax.set_ylim(len(lines) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    axes.multiples_axis(ax, axes.log_limits(drawn), "perplexity, multiple of keep 1.0", axis="x")
+    ax.figure.legend(loc="outside upper left", ncols=len(ratios), handletextpad=0.2, columnspacing=1.2)
+
+
+def _label(policy: str, positions: str) -> str:
+    name = POLICIES.get(policy, short(policy, 20))
+    if positions == "cache":
+        return f"{name},\npositions from\ncache length"
+    return name.replace("sinks and ", "sinks and\n")
+
+
+def _alt(one: Named, rows: Sequence[Row], lines: Sequence[tuple[str, str]], ratios: Sequence[float]) -> str:
+    told = []
+    for policy, positions in lines:
+        found = [(ratio, _of(rows, policy, ratio, positions)) for ratio in ratios]
+        changes = listed(f"{change(row['ratio'])} at keep {keep(ratio)}" for ratio, row in found if row is not None)
+        told.append(f"{_label(policy, positions)}: {changes}".replace("\n", " "))
+    return f"Change of perplexity against keep 1.0, {one.where}. {'; '.join(told)}."

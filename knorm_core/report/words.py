@@ -1,0 +1,100 @@
+"""Numbers as a reader sees them, in sentences and on axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+
+def change(ratio: float) -> str:
+    """A ratio as a change in per cent.
+
+    >>> change(1.393), change(0.998), change(12.9), change(1.0)
+    ('+39 %', '−0.2 %', '+1,190 %', '±0 %')
+    """
+    if not math.isfinite(ratio):
+        return "no finite change"
+    per_cent = 100 * (ratio - 1)
+    digits = 0 if abs(per_cent) >= 9.95 else 1
+    text = f"{abs(per_cent):,.{digits}f}"
+    if not float(text.replace(",", "")):
+        return "±0 %"
+    return f"{'−' if per_cent < 0 else '+'}{text} %"
+
+
+def number(value: object) -> str:
+    """Four significant digits at least, whole numbers whole, thousands apart; other things as text.
+
+    >>> number(37.833014), number(3068), number(0.000123456), number(None), number(float("inf"))
+    ('37.83', '3,068', '0.0001235', '–', '∞')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if not math.isfinite(value):
+        return "not a number" if value != value else "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    if value == int(value) and abs(value) < 1e15:
+        text = f"{int(value):,}"
+    elif abs(value) >= 1000:
+        text = f"{value:,.1f}"
+    elif abs(value) >= 1e-4:
+        text = f"{value:.4g}"
+    else:
+        text = f"{value:.3e}"
+    return text.replace("-", "−")
+
+
+def keep(ratio: float) -> str:
+    """A keep ratio as the user wrote it.
+
+    >>> keep(1.0), keep(0.55)
+    ('1.0', '0.55')
+    """
+    return str(float(ratio))
+
+
+def listed(items: Iterable[object]) -> str:
+    """
+    >>> listed([0.9, 0.5, 0.1]), listed(["a"]), listed([])
+    ('0.9, 0.5 and 0.1', 'a', 'none')
+    """
+    words = [str(item) for item in items]
+    if len(words) < 2:
+        return words[0] if words else "none"
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def counted(count: int, noun: str) -> str:
+    """
+    >>> counted(1, "test"), counted(3068, "token")
+    ('1 test', '3,068 tokens')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def lasted(seconds: float) -> str:
+    """
+    >>> lasted(4.26), lasted(785), lasted(7300)
+    ('4.3 s', '13 min 5 s', '2 h 2 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def multiple(ratio: float, low: float | None = None, high: float | None = None) -> str:
+    """
+    >>> multiple(1.2), multiple(0.985, 0.97, 1.01), multiple(1190.4)
+    ('×1.20', '×0.98 [0.97 … 1.01]', '×1,190')
+    """
+    text = f"×{_short(ratio)}"
+    return text if low is None or high is None else f"{text} [{_short(low)} … {_short(high)}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"

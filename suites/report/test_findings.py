@@ -1,0 +1,204 @@
+"""The sentence above a figure follows from its data: other data, other sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from knorm_core.report import (
+    baselines,
+    cache_length,
+    cold_start,
+    controls,
+    latency,
+    norm_attention,
+    passkey,
+    perplexity,
+    precision,
+    runs,
+    sawtooth,
+    verdicts,
+)
+from knorm_core.report.claimed import by_keep_ratio
+from knorm_core.results import Baseline, Cell, Run, Table, Test, Verdict
+from suites.report import made_up
+
+pytestmark = pytest.mark.fast
+
+
+def curve(*ppl, low=None, high=None):
+    return [perplexity.Point(keep, p, p / ppl[0], low, high) for keep, p in zip((1.0, 0.9, 0.5, 0.1), ppl, strict=True)]
+
+
+def test_perplexity_says_which_way_each_curve_goes():
+    assert perplexity.finding({"absolute": curve(20, 26, 24, 30), "cache": curve(20, 90, 50, 30)}) == (
+        "Keep 0.9 changes perplexity by +30 % with true positions (worst at keep 0.1 and best at 0.5) and by +350 % "
+        "with positions from the cache length (falling at every step down)."
+    )
+    assert "+10 % with positions from the cache length (rising at every step down)" in perplexity.finding(
+        {"cache": curve(20, 22, 24, 30)}
+    )
+    unsure = curve(4, 5, 6, 7, low=0.9, high=2)
+    assert "which the interval does not tell from none" in perplexity.finding({"cache": unsure})
+
+
+def test_memory_says_what_the_lowest_keep_ratio_leaves_and_whether_anything_fired():
+    def rows(mean, evictions=4, peak=256):
+        one = {"peak_cache": peak, "evictions_per_layer": evictions}
+        return [{"keep_ratio": 0.9, "mean_cache": 250.0, **one}, {"keep_ratio": 0.1, "mean_cache": mean, **one}]
+
+    assert cache_length.memory_finding([("t", rows(128.0))]) == (
+        "The keep ratio is not the memory left: on t keep 0.1 holds 50 % of its peak on average, and every keep ratio "
+        "peaks at 256 entries."
+    )
+    assert "holds 25 % of its peak" in cache_length.memory_finding([("t", rows(64.0))])
+    assert cache_length.memory_finding([("t", rows(128.0, evictions=0))]) == (
+        "Compression never fired on t: these rows compare nothing with nothing."
+    )
+
+
+def test_the_sawtooth_counts_its_teeth():
+    assert sawtooth.finding(sawtooth.traces(made_up.trace())) == (
+        "Over 1,023 tokens keep 0.9 evicts 31 times and keep 0.1 evicts 4 times, and the cache peaks at 256 entries."
+    )
+    assert "keep 0.1 evicts once" in sawtooth.finding(sawtooth.traces(made_up.trace(tokens=300)))
+    assert "keep 0.9 never evicts" in sawtooth.finding({1.0: [(0, 1), (9, 10)], 0.9: [(0, 1), (9, 10)]})
+
+
+def test_controls_say_where_low_norm_wins():
+    def rows(low, random, sinks):
+        found = [("low_norm", 0, low), ("random", "mean", random), ("random", 0, 1.0), ("sink_recent", 0, sinks)]
+        return [
+            {"policy": policy, "seed": seed, "keep_ratio": keep, "positions": "absolute", "ppl": ppl}
+            for policy, seed, by_keep in found
+            for keep, ppl in zip((0.9, 0.1), by_keep if isinstance(by_keep, list) else [by_keep] * 2, strict=True)
+        ]
+
+    assert controls.finding(rows([4, 5], [6, 7], [3, 4])) == (
+        "Low norm has the lower perplexity at every keep ratio than random choice, and at no keep ratio than four "
+        "sinks and the most recent."
+    )
+    assert "at keep 0.9 than random choice, and at every keep ratio than four" in controls.finding(
+        rows([4, 8], [6, 7], [9, 9])
+    )
+
+
+def test_norm_against_attention_counts_heads_and_names_layers():
+    def rows(*spearman):
+        return [{"layer": index // 2, "head": index % 2, "spearman": value} for index, value in enumerate(spearman)]
+
+    assert norm_attention.finding(rows(0.2, 0.1, -0.5, -0.6)) == (
+        "Low norm goes with high attention in 2 of 4 heads (mean Spearman −0.20); most heads disagree in layer 0."
+    )
+    assert norm_attention.finding(rows(-0.2, 0.1, -0.5, -0.6)).endswith("in no layer do most heads disagree.")
+
+
+def test_pass_keys_are_counted_by_keep_ratio():
+    def rows(when, found, of=10):
+        return [
+            {"when": when, "keep_ratio": keep, "skip_layers": "()", "matches": matches, "of": of}
+            for keep, matches in found.items()
+        ]
+
+    tables = [
+        ("passkey-256", rows("after_prefill", {1.0: 10, 0.9: 10, 0.5: 0, 0.1: 0})),
+        ("passkey-512", rows("every_step", {0.9: 3}, 5)),
+    ]
+    assert passkey.finding(tables) == (
+        "Compressed once after the prompt, 10 of 10 are found at keep 0.9, none at 0.5 and 0.1; compressed at every "
+        "step, 3 of 5 are found at keep 0.9."
+    )
+    assert (
+        passkey.finding([("needle-512", rows("after_prefill", {0.9: 3}))])
+        == "No pass key was sought under compression."
+    )
+
+
+def test_gains_along_the_context_may_be_losses_or_nothing():
+    assert latency.contexts_finding(made_up.contexts(2.86).rows) == (
+        "At 8,192 tokens of context keep 0.1 decodes faster than keep 1.0, ×2.86 [2.72 … 3.00], with 36 in place of "
+        "360 MiB of cache."
+    )
+    assert "neither faster nor slower than keep 1.0 beyond the interval" in latency.contexts_finding(
+        made_up.contexts(1.01).rows
+    )
+    assert "slower than keep 1.0, ×0.50" in latency.contexts_finding(made_up.contexts(0.5).rows)
+    assert "takes ×0.12 [0.11 … 0.13] the time to first token" in latency.short_finding(made_up.ttft(0.12).rows)
+
+
+def cold_finding(first_call, honest=1.01):
+    rows, calls = (table.rows for table in made_up.cold_start(first_call, honest))
+    return cold_start.finding(calls[0], rows, {0.9: -88.0, 0.5: -90.0})
+
+
+def test_a_cold_start_makes_the_claimed_fall_or_does_not():
+    assert cold_finding(1.1) == (
+        "A cold first call takes ×1.10 [1.04 … 1.16] a warm one: a cold baseline alone makes −9.1 %, not the −88 % "
+        "claimed; with honest timers the best keep ratio has +1.0 %."
+    )
+    assert "alone makes −89 %, which is as much as the −88 % claimed" in cold_finding(9.0)
+    assert "the best keep ratio has −88 %" in cold_finding(1.1, honest=0.12)
+
+
+def test_what_is_claimed_is_read_from_the_claims():
+    def claim(name, expected):
+        return Verdict(name, "report", "", "", "", "", expected, "", "refuted", "")
+
+    claims = [
+        claim("report-ttft-0.9", "-88 %"),
+        claim("report-pg19-ppl-1.0", "39.72"),
+        claim("report-ttft-0.1", "falls"),
+    ]
+    assert by_keep_ratio(claims, "ttft") == {0.9: -88.0}
+    assert by_keep_ratio(claims, "pg19-ppl") == {1.0: 39.72}
+
+
+def test_the_ledger_holds_the_report_s_table(results):
+    for what, numbers in {
+        "wikitext-ppl": [75.03, 84.55, 89.41, 161.37],
+        "pg19-ppl": [39.72, 57.48, 50.59, 51.73],
+        "ttft": [-88, -90, -90],
+    }.items():
+        assert [*by_keep_ratio(results.verdicts, what).values()] == numbers
+
+
+def test_precision_names_the_largest_shift_and_share():
+    assert precision.finding(made_up.precisions().rows) == (
+        "Against float64, float32 moves perplexity by at most 0.03 % and evicts other keys in up to 0.4 % of "
+        "evictions; bfloat16 by 2 % and in 83 %."
+    )
+    assert "float32 moves perplexity by at most 1.5 %" in precision.finding(made_up.precisions(-0.015).rows)
+
+
+def test_baselines_say_what_changed_and_by_how_much():
+    def table(status, *cells):
+        return Table("m/t/x", [], [{}], baseline=Baseline(status, 1e-6, 0.0, cells))
+
+    same, moved = table("same"), table("same", Cell("0.9", "ppl", 20.0, 20.0000001), Cell("0.9", "ratio", 1.0, 1.0))
+    assert baselines.finding([same, same]) == "All 2 tables agree with their baselines; no cell differs."
+    assert baselines.finding([moved]) == (
+        "The table agrees with its baseline; of 2 cells that differ, the furthest is ppl at 0.9 of m/t/x "
+        "(20 → 20.0000001, 5.0e-09 relative)."
+    )
+    changed = table("changed", Cell("0.1", "ppl", 20.0, 30.0))
+    assert baselines.finding([same, changed, table("missing")]) == (
+        "1 changed and 1 missing, of 3 tables; the one cell that differs is ppl at 0.1 of m/t/x (20 → 30, 5.0e-01 "
+        "relative)."
+    )
+
+
+def test_the_outcome_counts_tests():
+    run = Run("a", "", 125.0, "", 0, {}, {}, {})
+    passed, failed, skipped = (Test(outcome, outcome, 1.0) for outcome in ("passed", "failed", "skipped"))
+    assert runs.outcome([passed, skipped, passed], [run]) == "All 2 tests passed, 1 skipped; together 2 min 5 s."
+    assert runs.outcome([passed, failed], [run]) == "1 of 2 tests failed; together 2 min 5 s."
+    assert runs.outcome([], [run]) == "No test is recorded here."
+
+
+def test_verdicts_are_counted():
+    def verdict(kind):
+        return Verdict(kind, "report", "", "", "", "", "", "", kind, "")
+
+    assert verdicts.summary([verdict("refuted"), verdict("refuted"), verdict("explained")]) == (
+        "Of 3 claims, 1 is explained and 2 are refuted."
+    )
+    assert verdicts.summary([verdict("reproduced")]) == "Of 1 claim, 1 is reproduced."

@@ -1,0 +1,131 @@
+"""The page as a whole: in order, self-contained, readable without sight, script or network."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from knorm_core.report import FILE, write_report
+from knorm_core.report.page import SECTIONS, render
+from knorm_core.report.svg import draw
+from knorm_core.results import Results
+from suites.report.conftest import Parsed
+
+pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("report")]
+
+ORDER = [
+    "run",
+    "verdicts",
+    "perplexity",
+    "cache-length",
+    "controls",
+    "norm-attention",
+    "passkey",
+    "latency",
+    "precision",
+    "baselines",
+]
+COMMAND = re.compile(r"(tox|pytest)( |$)")
+
+
+def test_sections_stand_in_order_and_are_linked_to(parsed):
+    assert [element.attributes["id"] for element in parsed.all("section")] == ORDER
+    links = [element.attributes["href"] for element in parsed.all("a") if "nav" in element.within]
+    assert links == [f"#{name}" for name in ORDER]
+
+
+def test_ids_are_unique_and_every_link_and_reference_leads_to_one(parsed):
+    ids = Counter(element.attributes["id"] for element in parsed.elements if "id" in element.attributes)
+    assert [name for name, count in ids.items() if count > 1] == []
+    targets = [element.attributes["href"] for element in parsed.all("a")]
+    for element in parsed.elements:
+        for attribute, value in element.attributes.items():
+            if attribute == "xlink:href":
+                targets.append(value)
+            elif attribute == "aria-labelledby":
+                targets += [f"#{name}" for name in value.split()]
+            targets += [f"#{name}" for name in re.findall(r"url\(#([^)]*)\)", value or "")]
+    assert {target for target in targets if target.removeprefix("#") not in ids} == set()
+
+
+def test_nothing_is_loaded_from_anywhere(page, parsed):
+    assert {element.tag for element in parsed.elements} & {"img", "link", "iframe", "object", "embed", "base"} == set()
+    assert [element for element in parsed.elements if "src" in element.attributes] == []
+    assert "@import" not in page
+    # Addresses that are names of vocabularies, which nothing fetches.
+    addresses = set(re.findall(r"[a-z]+://[^\s\"'<)]+", page))
+    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_a_page_of_everything_is_below_six_megabytes(page):
+    assert len(page.encode()) < 6_000_000
+
+
+def test_every_figure_has_a_finding_an_alternative_and_a_table(parsed):
+    figures = [element.attributes["id"] for element in parsed.all("figure")]
+    assert len(figures) >= 9
+    ids = {element.attributes.get("id") for element in parsed.elements}
+    drawings = parsed.all("svg")
+    assert all("figure" in drawing.within for drawing in drawings)
+    for figure in figures:
+        assert f"{figure}-finding" in ids
+        assert f"{figure}-table" in ids
+        assert f"#{figure}-table" in [link.attributes["href"] for link in parsed.all("a")]
+    for drawing in drawings:
+        assert drawing.attributes["role"] == "img"
+        assert re.search(r"[0-9]", drawing.attributes["aria-label"]), "an alternative tells numbers"
+
+
+def test_every_finding_is_one_sentence(parsed):
+    assert len(parsed.findings) == len(parsed.all("figure"))
+    assert all(re.fullmatch(r"[A-Z].*\.", finding) for finding in parsed.findings)
+    assert [finding for finding in parsed.findings if re.search(r"[.!?] [A-Z]", finding)] == []
+
+
+def test_the_tables_hold_the_recorded_numbers_in_full(parsed, results):
+    cells = {element.attributes.get("data-value") for element in parsed.all("td")}
+    for table in results.tables:
+        for row in table.rows:
+            numbers = [value for value in row.values() if isinstance(value, int | float) and value == value]
+            assert {repr(float(value)) for value in numbers} <= cells, table.name
+
+
+def test_headings_scope_their_columns_and_every_table_has_a_caption(parsed):
+    assert {element.attributes.get("scope") for element in parsed.all("th")} == {"col"}
+    assert len(parsed.all("caption")) == len(parsed.all("table"))
+
+
+def test_a_section_without_data_names_the_command_that_makes_it():
+    for section in (section(Results()) for section in SECTIONS):
+        assert section.absent, section.id
+        assert not section.figures
+        for absent in section.absent:
+            assert COMMAND.match(absent.command)
+            assert not absent.narrower or COMMAND.match(absent.narrower)
+    page = render(Results())
+    assert page.count("Not in these results: ") >= len(ORDER)
+    Parsed(page)
+
+
+def test_times_are_asked_of_tox_latency_and_pass_keys_by_depth_of_tox_slow():
+    absent = {one.what: one.command for section in SECTIONS for one in section(Results()).absent}
+    assert absent["times of this machine"] == absent["the cold-start experiment"] == "tox -e latency"
+    assert absent["50 pass keys in each of 20 cells of context and depth"] == "tox -e slow"
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path):
+    path = write_report(Results(), tmp_path)
+    assert path == tmp_path / FILE
+    before = path.read_bytes()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        write_report(Results(), tmp_path / "file" / "folder")
+    assert path.read_bytes() == before
+    assert {found.name for found in tmp_path.iterdir()} == {"file", FILE}
+
+
+def test_the_same_drawing_is_the_same_text():
+    one, other = (draw("x", lambda ax: ax.plot([1, 2], marker="o"), alt="", height=1) for _ in range(2))
+    assert one == other
