@@ -140,6 +140,7 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[_tallies] += getattr(node, "workeroutput", {}).get(_TALLY, [])
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     tallies = config.stash[_tallies]
     found = sorted(time[:16].replace("T", " ") for tally in tallies for time in tally["found"])
