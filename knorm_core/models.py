@@ -159,6 +159,8 @@ def convert_embedded() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not (folder / SINGLE).exists():
+                for left in folder.parent.glob(f".{folder.name}-*"):  # by a conversion that was killed
+                    shutil.rmtree(left, ignore_errors=True)
                 with _atomic_folder(folder) as unfinished:
                     _convert(_embedded_gguf(), unfinished)
     digest = _digest([folder / SINGLE])

@@ -1,8 +1,8 @@
 """Golden files: numbers by pytest-regressions, text by syrupy, one flag for both.
 
 Nothing under ``baselines/`` is ever written without ``--force-regen``. With it, new files are staged in a
-folder beside them and moved into place, each in one rename, when the whole run has passed; an
-interrupted or failing run changes nothing.
+folder beside them and moved into place when the whole run has passed; an interrupted or failing run changes
+nothing, and one killed while it moves them is finished by the next, before that compares anything.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from knorm_core.compare import changed_cells
 from knorm_core.results import Baseline, Cell
+from suites.plugins.moving import finish, replace_all
 from suites.plugins.results import RecordTable
 from suites.plugins.tables import print_table
 
@@ -160,6 +161,8 @@ def text_snapshot(request: pytest.FixtureRequest, snapshot: Any) -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.stash[_finished] = finish(_root(config))
     # A run of some tests must not complain about the snapshots of the others.
     config.option.warn_unused_snapshots = True
     if not config.getoption("force_regen"):
@@ -187,15 +190,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     staging = Path(os.environ.pop(_STAGING))
     try:
-        config.stash[_moved] = list(_move(staging, _root(config))) if exitstatus == pytest.ExitCode.OK else None
+        if exitstatus == pytest.ExitCode.OK:
+            config.stash[_changed] = list(_changes(staging, _root(config)))
+            replace_all(staging, _root(config))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if count := config.stash.get(_finished, 0):
+        terminalreporter.line(f"baselines: the last {count} files of a regeneration that was killed are now in place")
     if not config.getoption("force_regen"):
         return
-    changes = config.stash.get(_moved, None)
+    changes = config.stash.get(_changed, None)
     if changes is None:
         terminalreporter.line("baselines: not everything passed, so none was changed", red=True)
         return
@@ -210,11 +217,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.line("baselines: regenerated, nothing changed")
 
 
-_moved: pytest.StashKey[list[tuple[str, ...]] | None] = pytest.StashKey()
+_changed: pytest.StashKey[list[tuple[str, ...]]] = pytest.StashKey()
+_finished: pytest.StashKey[int] = pytest.StashKey()
 
 
-def _move(staging: Path, root: Path) -> Iterator[tuple[str, ...]]:
-    """Move every staged file into place; say what changed, cell by cell for tables."""
+def _changes(staging: Path, root: Path) -> Iterator[tuple[str, ...]]:
+    """What is about to change, cell by cell for tables."""
     for staged in sorted(path for path in staging.rglob("*") if path.is_file()):
         relative = staged.relative_to(staging)
         target = root / relative
@@ -225,8 +233,6 @@ def _move(staging: Path, root: Path) -> Iterator[tuple[str, ...]]:
                 yield (str(relative), "", "", "", "new")
             elif target.read_bytes() != staged.read_bytes():
                 yield (str(relative), "", "", "", "changed")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staged, target)
 
 
 def _cells(name: str, old: Path, new: Path) -> Iterator[tuple[str, ...]]:

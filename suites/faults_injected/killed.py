@@ -1,0 +1,78 @@
+"""Processes that are killed (SIGKILL): after a while, or at their k-th change of the file system, exactly there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Audit events before which a file or folder is still as it was.
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+
+
+class Process:
+    """A fork of this process, so that it starts in milliseconds with everything imported.
+
+    Args:
+        action: what it does; it is handed ``tell(number)``, which reaches this process whatever happens next.
+        dies_at: kill it in front of its k-th change (1 is the first); never, where it makes fewer.
+    """
+
+    def __init__(self, action: Callable[[Callable[[int], Any]], Any], *, dies_at: int | None = None) -> None:
+        self._read, write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            with contextlib.suppress(BaseException):
+                os.close(self._read)
+                _be_quiet()
+                if dies_at is not None:
+                    _die_at(dies_at)
+                action(lambda number: os.write(write, number.to_bytes(4, "little")))
+                status = 0
+            os._exit(status)
+        os.close(write)
+
+    def kill(self, after: float) -> None:
+        """Kill it ``after`` seconds from now; it may have ended by then."""
+        time.sleep(after)
+        os.kill(self.pid, signal.SIGKILL)  # not reaped yet, so the number is its own
+
+    def end(self) -> tuple[int, list[int]]:
+        """Wait for its end: the exit status (−9 for killed), and all that it told."""
+        with os.fdopen(self._read, "rb") as pipe:
+            told = pipe.read()
+        _, status = os.waitpid(self.pid, 0)
+        numbers = [int.from_bytes(told[at : at + 4], "little") for at in range(0, len(told), 4)]
+        return os.waitstatus_to_exitcode(status), numbers
+
+
+def killed_at(change: int, action: Callable[[], Any]) -> bool:
+    """Whether the action was killed in front of that change; else it went through without an exception."""
+    status, _ = Process(lambda _: action(), dies_at=change).end()
+    assert status in (0, -signal.SIGKILL), f"the process failed, with status {status}"
+    return status != 0
+
+
+def _be_quiet() -> None:
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    os.dup2(sys.stdout.fileno(), 1)
+    os.dup2(sys.stdout.fileno(), 2)
+
+
+def _die_at(change: int) -> None:
+    seen = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in _CHANGES) and os.devnull not in arguments:
+            seen += 1
+            if seen == change:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)

@@ -1,0 +1,272 @@
+"""Kills at random and at exact moments: what was acknowledged is there and whole, and nothing is half-done."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import shutil
+import signal
+import sqlite3
+import textwrap
+
+import pytest
+
+from knorm_core import models
+from knorm_core.store import Store
+from suites.faults_injected.killed import Process, killed_at
+from suites.faults_injected.tiny_gguf import write_gguf
+from suites.plugins import moving
+
+pytestmark = pytest.mark.xdist_group("kills")
+
+few, many = pytest.mark.fast, pytest.mark.faults_injected
+
+
+# --- the store
+
+
+def inputs(number):
+    return {"what": "a number", "number": number}
+
+
+def content(number):
+    """Facts and tensors: some fit a page of SQLite, some need several."""
+    return {"number": number}, number.to_bytes(4, "little") * (number % 7 * 300 + 1)
+
+
+def put(store, number):
+    store.put(f"number {number}", inputs(number), *content(number))
+
+
+def get(store, number):
+    found = store.get(f"number {number}", inputs(number), decode=lambda facts, tensors: (facts, tensors))
+    return None if found is None else found.value
+
+
+@pytest.mark.parametrize("rounds", [pytest.param(2, marks=few), pytest.param(60, marks=many)])
+def test_what_two_writers_had_stored_is_whole_after_each_is_killed(rounds, tmp_path):
+    moments = random.Random(rounds)
+    path = tmp_path / "results.sqlite"
+    stored: set[int] = set()
+    for first in range(0, 2000 * rounds, 2000):
+
+        def write(tell, first):
+            store = Store(path)
+            for number in range(first, first + 1000):
+                put(store, number)
+                tell(number)
+
+        writers = [Process(lambda tell, at=at: write(tell, at)) for at in (first, first + 1000)]  # noqa: B023
+        for writer in writers:
+            writer.kill(after=moments.uniform(0, 0.08))
+        ended = [writer.end() for writer in writers]
+        assert {status for status, _ in ended} == {-signal.SIGKILL}
+        stored |= {number for _, told in ended for number in told}
+        store = Store(path)  # any StoreWarning would be an error
+        assert all(get(store, number) == content(number) for number in stored if number >= first)
+    assert len(stored) > 2 * rounds
+    assert all(get(store, number) == content(number) for number in stored)
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        [count] = file.execute("SELECT count(*) FROM results").fetchone()
+    assert 0 <= count - len(stored) <= 2 * rounds  # of each writer, at most one was stored and not yet told
+
+
+# --- the model's conversion
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture
+def conversion(gguf, tmp_path, monkeypatch):
+    """The conversion of a tiny model into an empty cache: (the folder that it makes, its files' hashes)."""
+    monkeypatch.setattr(models, "_embedded_gguf", lambda: gguf)
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "reference"))
+    # Pin what it makes, as the embedded model's is pinned.
+    with pytest.raises(models.ModelNotFoundError, match="not the pinned"):
+        models.convert_embedded()
+    [folder] = (tmp_path / "reference").glob("smollm2-*[0-9]")
+    whole = hashes(folder)
+    monkeypatch.setattr(models, "_WEIGHTS_SHA256", whole["model.safetensors"])
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / folder.name, whole
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def assert_absent_or_whole(folder, whole):
+    assert not folder.exists() or hashes(folder) == whole
+
+
+@pytest.mark.parametrize("kills", [pytest.param(1, marks=few), pytest.param(30, marks=many)])
+def test_a_conversion_killed_at_any_time_leaves_nothing_or_the_whole_model(kills, conversion):
+    folder, whole = conversion
+    moments = random.Random(kills)
+    for _ in range(kills):
+        process = Process(lambda _: models.convert_embedded())
+        process.kill(after=moments.uniform(0.0, 0.4))
+        process.end()
+        assert_absent_or_whole(folder, whole)
+        if folder.exists():
+            assert models.convert_embedded() == folder
+            shutil.rmtree(folder)
+    models.convert_embedded()
+    assert hashes(folder) == whole
+    assert {path.name for path in folder.parent.iterdir()} - {f"{folder.name}.lock"} == {folder.name}
+
+
+@pytest.mark.faults_injected
+def test_a_conversion_killed_in_front_of_any_change_of_a_file_leaves_nothing_or_the_whole_model(conversion):
+    folder, whole = conversion
+    change = 1
+    while killed_at(change, models.convert_embedded):
+        assert_absent_or_whole(folder, whole)
+        change += 1
+        shutil.rmtree(folder, ignore_errors=True)
+    assert change > 5
+    assert hashes(folder) == whole
+    assert {path.name for path in folder.parent.iterdir()} - {f"{folder.name}.lock"} == {folder.name}
+
+
+@pytest.mark.faults_injected
+@pytest.mark.parametrize("after", [2.0, 6.0, 11.0])
+def test_the_embedded_models_conversion_leaves_nothing_or_the_whole_model(after, tmp_path, monkeypatch):
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path))
+    process = Process(lambda _: models.convert_embedded())
+    process.kill(after)
+    process.end()
+    for folder in tmp_path.glob("smollm2-*[0-9]"):
+        assert models.convert_embedded() == folder  # which compares its hash with the pinned one
+
+
+# --- the baselines' regeneration
+
+OLD = {"m/t/ppl.csv": "old", "m/t/ppl.yml": "old", "m/t/same.csv": "same", "text/a.txt": "old", "kept.txt": "kept"}
+NEW = OLD | {"m/t/ppl.csv": "new", "m/t/ppl.yml": "new", "text/a.txt": "new", "m/new/x.csv": "new", "m/new/x.yml": "new"}
+
+
+def write_files(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def read_files(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.fast
+@pytest.mark.faults_injected
+def test_moving_killed_in_front_of_any_change_is_finished_by_the_next_run_or_had_not_begun(tmp_path):
+    change, outcomes, dies = 0, [], True
+    while dies:
+        change += 1
+        root, staging = tmp_path / str(change), tmp_path / str(change) / ".staging-1-x"
+        write_files(root, OLD)
+        write_files(staging, {name: text for name, text in NEW.items() if text == "new"})
+        dies = killed_at(change, lambda: moving.replace_all(staging, root))  # noqa: B023
+        killed_at(1 + change % 4, lambda: moving.finish(root))  # the next run, as it finishes  # noqa: B023
+        moving.finish(root)
+        shutil.rmtree(staging, ignore_errors=True)
+        outcomes.append(read_files(root))
+        assert outcomes[-1] in (OLD, NEW)
+        assert not (root / moving.ACCEPTED).exists()
+    first_new = outcomes.index(NEW)
+    assert outcomes == [OLD] * first_new + [NEW] * (len(outcomes) - first_new)
+    assert len(outcomes) > 10
+
+
+@pytest.mark.faults_injected
+def test_two_runs_that_finish_the_same_moving_lose_nothing(tmp_path):
+    for round_ in range(20):
+        root = tmp_path / str(round_)
+        write_files(root, OLD)
+        write_files(root / moving.ACCEPTED, {name: text for name, text in NEW.items() if text == "new"})
+        processes = [Process(lambda tell: tell(moving.finish(root))) for _ in range(2)]  # noqa: B023
+        moved = [process.end() for process in processes]
+        assert [status for status, _ in moved] == [0, 0]
+        assert sum(count for _, [count] in moved) == 5
+        assert read_files(root) == NEW
+
+PROJECT = {
+    "pytest.ini": "[pytest]\n",
+    "conftest.py": 'pytest_plugins = ["suites.plugins.tables", "suites.plugins.results", "suites.plugins.golden"]',
+    "test_it.py": """
+        import os, pytest
+
+        VALUE = os.environ["VALUE"]
+
+        @pytest.mark.parametrize("table", ["a", "b"])
+        def test_numbers(golden, table):
+            rows = [{"keep_ratio": 1.0, "ppl": 12.5}, {"keep_ratio": 0.5, "ppl": float(VALUE)}]
+            golden.check(f"m/{table}/ppl", rows, key=("keep_ratio",), made_from={"text": VALUE})
+
+        def test_text(text_snapshot):
+            assert "value " + VALUE == text_snapshot
+        """,
+}
+
+
+def run_pytest(project, value, *arguments, **options):
+    """A whole pytest run of the project, in a process of its own; that process."""
+
+    def run(tell):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(project)
+            patch.setenv("VALUE", str(value))
+            tell(int(pytest.main(["-p", "no:cacheprovider", "-p", "no:randomly", "--import-mode=importlib", *arguments])))
+
+    return Process(run, **options)
+
+
+def passes(project, value):
+    status, told = run_pytest(project, value).end()
+    assert status == 0
+    return told == [pytest.ExitCode.OK]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A small repository with baselines made from 20."""
+    write_files(tmp_path, {name: textwrap.dedent(text) for name, text in PROJECT.items()})
+    assert run_pytest(tmp_path, 20, "--force-regen").end() == (0, [0])
+    assert len(read_files(tmp_path / "baselines")) == 5
+    return tmp_path
+
+
+def assert_one_or_the_other(project, old, new):
+    """All baselines are those of one value, tables and what they were made from alike; that value."""
+    [value] = [value for value in (old, new) if passes(project, value)]
+    baselines = project / "baselines"
+    for table in ("a", "b"):
+        assert f"0.5,{value}.0\n" in (baselines / f"m/{table}/ppl.csv").read_text()
+        assert f"text: {value}\n" in (baselines / f"m/{table}/ppl.yml").read_text()
+    return value
+
+
+@pytest.mark.faults_injected
+def test_a_regeneration_killed_in_front_of_any_change_of_a_file_leaves_all_baselines_old_or_all_new(project):
+    value, change, seen = 20, 1, set()
+    while run_pytest(project, value + 1, "--force-regen", dies_at=change).end()[0] == -signal.SIGKILL:
+        seen.add(now := assert_one_or_the_other(project, value, value + 1) - value)
+        value, change = value + now, change + 1
+    assert change > 20
+    assert seen == {0, 1}
+    assert passes(project, value + 1)
+    assert len([path for path in (project / "baselines").iterdir() if path.name.startswith(".")]) == 0
+
+
+@pytest.mark.faults_injected
+def test_a_regeneration_killed_at_any_time_leaves_all_baselines_old_or_all_new(project):
+    value, moments = 20, random.Random(0)
+    for _ in range(30):
+        process = run_pytest(project, value + 1, "--force-regen")
+        process.kill(after=moments.uniform(0, 1.0))
+        process.end()
+        value = assert_one_or_the_other(project, value, value + 1)
