@@ -27,7 +27,7 @@ def check_folder(folder: Path, what: str) -> None:
     files = {path.name for path in folder.iterdir()}
     check_format(files, what)
     check_no_code(folder, what)
-    weight_files(folder, files, what)
+    _check_whole(folder, weight_files(folder, files, what), what)
 
 
 def check_format(files: Collection[str], what: str) -> None:
@@ -68,12 +68,24 @@ def weight_files(folder: Path, files: Collection[str], what: str) -> list[str]:
     return shards
 
 
+def _check_whole(folder: Path, weights: list[str], what: str) -> None:
+    """Raise a ModelNotFoundError where a header does not describe exactly the bytes that follow it."""
+    from safetensors import safe_open
+
+    for file in weights:
+        try:
+            with safe_open(folder / file, framework="np"):
+                pass
+        except Exception as error:  # safetensors' own, and those of the file system
+            raise ModelNotFoundError(f"{what} has a damaged {file} ({error})") from None
+
+
 def _settings(path: Path, what: str) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
         settings = json.loads(path.read_bytes())
-    except ValueError as error:  # as for bad UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, JSON of a thousand levels
         raise ModelNotFoundError(f"{what} has a damaged {path.name} ({error})") from None
     if not isinstance(settings, dict):
         raise ModelNotFoundError(f"{what} has a damaged {path.name} (no JSON object)")

@@ -68,13 +68,26 @@ def load_model(
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = sought.result()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever transformers makes of files that do not fit together
+        first_line = str(error).strip().partition("\n")[0]
+        raise ModelNotFoundError(
+            f"the model in {folder} cannot be loaded ({type(error).__name__}: {first_line})"
+        ) from error
+    if lacking := sorted(loading["missing_keys"]):  # which transformers fills with random numbers
+        raise ModelNotFoundError(
+            f"the model in {folder} lacks {len(lacking)} of its tensors, such as {lacking[0]!r}: its weights are not "
+            f"those of its configuration"
+        )
     if dtype != torch.float64:  # which no checkpoint is stored in, so that these are copies already
         for parameter in model.parameters():
             # Out of the memory-mapped file: under memory pressure its pages are dropped and read again in
             # the middle of a forward pass.
             parameter.data = parameter.data.clone()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return model.to(device).eval(), tokenizer
 
 
@@ -83,7 +96,7 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
     check_model_name(name)
     if name == EMBEDDED:
         return convert_embedded()
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # Path's own raises for an unknown ~user
     return folder if os.path.isdir(folder) else _from_hub(str(name))
 
 
@@ -91,7 +104,7 @@ def check_model_name(name: str | os.PathLike[str]) -> None:
     """Raise a ModelNotFoundError where ``name`` cannot be a model, as far as can be told without a network."""
     if name == EMBEDDED:
         return
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if os.path.isdir(folder):  # Path.is_dir raises where a name is too long
         checkpoints.check_folder(folder, f"model folder {folder}")
     elif not _is_hub_id(str(name)):

@@ -246,7 +246,13 @@ def write_results(folder: str | os.PathLike[str], results: Results) -> Path:
     for record in records:
         lines.append({"kind": type(record).__name__.lower()} | dataclasses.asdict(record))
     with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=target.parent, prefix=".results-", delete=False
+        # Half a surrogate, as a path that is not UTF-8 has, becomes the escape that JSON has for it.
+        "w",
+        encoding="utf-8",
+        errors="backslashreplace",
+        dir=target.parent,
+        prefix=".results-",
+        delete=False,
     ) as file:
         try:
             for line in lines:
@@ -264,8 +270,8 @@ def _table(content: Mapping[str, Any]) -> Table:
     baseline = content["baseline"]
     cells = tuple(Cell(**_floats(cell)) for cell in baseline["cells"])
     rows = [_floats(row) for row in content["rows"]]
-    if not isinstance(content["name"], str):
-        raise TypeError("a table's name is a string")
+    _check_types(Table, {**content, "baseline": None})
+    _check_types(Baseline, baseline)
     return Table(**{**content, "rows": rows, "baseline": Baseline(**{**baseline, "cells": cells})})
 
 
@@ -275,6 +281,7 @@ def _verdict(content: Mapping[str, Any]) -> Verdict:
     stand_in = content["stand_in"]
     if stand_in is not None:
         stand_in = StandIn(**{**stand_in, "numbers": _numbers(stand_in["numbers"])})
+    _check_types(Verdict, {**content, "stand_in": None})
     return Verdict(**{**content, "numbers": _numbers(content["numbers"]), "stand_in": stand_in})
 
 
@@ -282,10 +289,29 @@ def _numbers(content: Sequence[Mapping[str, Any]]) -> list[Number]:
     return [Number(**_floats(number)) for number in content]
 
 
+def _plain_record(kind: Any) -> Any:
+    def record(content: Mapping[str, Any]) -> Any:
+        _check_types(kind, content)
+        return kind(**content)
+
+    return record
+
+
+def _check_types(kind: Any, content: Mapping[str, Any]) -> None:
+    """Raise a TypeError where a value is not of its field's type: names are looked up and sorted later."""
+    for field_ in dataclasses.fields(kind):
+        expected = _TYPES.get(str(field_.type).partition("[")[0])
+        value = content.get(field_.name)
+        if expected and field_.name in content and not isinstance(value, expected):
+            raise TypeError(f"{field_.name} is {value!r}, not {field_.type}")
+
+
+_TYPES: Mapping[str, Any] = {"str": str, "int": int, "float": int | float, "Mapping": dict, "Sequence": list}
+
 _RECORDS: Mapping[str, Any] = {
-    "run": lambda content: Run(**content),
+    "run": _plain_record(Run),
     "table": _table,
-    "test": lambda content: Test(**content),
+    "test": _plain_record(Test),
     "verdict": _verdict,
 }
 

@@ -84,7 +84,7 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fresh: bool = False) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = Path(os.path.expanduser(path)).absolute()  # Path's own raises for an unknown ~user
         if self.path.suffix != SUFFIX:  # a damaged store is moved aside: never somebody's other file
             raise ValueError(f"store {str(path)!r}: the name of a store ends in {SUFFIX}")
         self.found: list[str] = []

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 SHORT_SAMPLE = (150, 223)  # tokens, the report's range
 
+# Bytes of text in a data set; the largest that is used has 40 million.
+_MOST_TEXT = 1 << 30
+
 #: SHA-256 of the test split of wikitext-2-raw-v1, its rows joined
 WIKITEXT_SHA256 = "bbf94c53a05abe9ee670d3b6343608095822c85e26de37c70b24fc571964574a"
 
@@ -199,12 +202,46 @@ def _from_hub(repository: str, *columns: str) -> list[list[str]]:
         path = hub.pinned(repository) / file
     except hub.HubError as error:
         raise TextNotFoundError(str(error)) from error
+    _check_parquet(path, columns, f"{file} of data set {repository!r}")
     datasets.disable_progress_bars()
-    rows = datasets.Dataset.from_parquet(_pattern(path))
-    missing = [column for column in columns if column not in rows.column_names]
-    if missing:
-        raise TextNotFoundError(f"{file} of data set {repository!r} has no column {missing[0]!r}: {rows.column_names}")
+    rows = datasets.Dataset.from_parquet(_pattern(path), columns=list(columns))
     return [list(rows[column]) for column in columns]
+
+
+def _check_parquet(path: Path, columns: tuple[str, ...], what: str) -> None:
+    """Raise a TextNotFoundError unless these columns are whole, are text, and fit in memory.
+
+    They are read once as they are encoded: fifty kilobytes of Parquet can stand for 20 GB of text.
+    """
+    import pyarrow
+    from pyarrow import compute, parquet
+
+    try:
+        with parquet.ParquetFile(path, read_dictionary=list(columns)) as file:
+            names, size = file.schema_arrow.names, 0
+            missing = [column for column in columns if column not in names]
+            if missing:
+                raise TextNotFoundError(f"{what} has no column {missing[0]!r}: {names}")
+            groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+            if sum(group.total_byte_size for group in groups) > _MOST_TEXT:
+                raise TextNotFoundError(f"{what} is larger than the {_MOST_TEXT} bytes that are read of a data set")
+            for batch in file.iter_batches(columns=list(columns)):
+                batch.validate(full=True)
+                for column, name in zip(batch.columns, batch.schema.names, strict=True):
+                    if not (pyarrow.types.is_dictionary(column.type) and pyarrow.types.is_string(column.type.value_type)):
+                        raise TextNotFoundError(f"column {name!r} of {what} is not text, but {column.type}")
+                    if column.null_count:
+                        raise TextNotFoundError(f"column {name!r} of {what} has rows without text")
+                    lengths = compute.binary_length(column.dictionary).take(column.indices)
+                    size += len(column) + (compute.sum(lengths).as_py() or 0)
+                if size > _MOST_TEXT:
+                    raise TextNotFoundError(f"{what} stands for more than the {_MOST_TEXT} bytes of text that are read")
+    except TextNotFoundError:
+        raise
+    except Exception as error:  # whatever Parquet's readers make of damaged bytes
+        raise TextNotFoundError(
+            f"{what} is damaged ({type(error).__name__}: {error}): delete {path} and run again"
+        ) from error
 
 
 def _pattern(path: Path) -> str:

@@ -28,7 +28,7 @@ class LoadedModel(NamedTuple):
     @property
     def slug(self) -> str:
         """Folder name below baselines/."""
-        folder = Path(self.name).expanduser()
+        folder = Path(os.path.expanduser(self.name))
         # Not resolved: a link's own name says more than the hash of a snapshot. But no "..", which would lead out.
         name = os.path.basename(os.path.abspath(folder)) if os.path.isdir(folder) else self.name
         return re.sub(r"[^\w.-]+", "-", name)

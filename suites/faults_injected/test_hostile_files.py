@@ -1,0 +1,349 @@
+"""Truncated, bit-flipped and hostile files: each is refused in a sentence that names it; no crash, hang or bloat."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import shutil
+import sqlite3
+import struct
+import warnings
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import safetensors.torch
+import torch
+
+from knorm_core import ModelNotFoundError, TextNotFoundError, hub, load_model, load_texts, models
+from knorm_core.encoding import EVALUATION, remember
+from knorm_core.evaluation import evaluate
+from knorm_core.results import Baseline, Cell, Results, ResultsError, Run, Table, Test, read_results, write_results
+from knorm_core.store import Store, StoreWarning, _seal, _sha256, canonical
+from suites.families import random_ids, tiny_model
+from suites.faults_injected.mutations import for_every_change, refusal
+from suites.faults_injected.tiny_gguf import write_gguf
+from suites.hub.content import PG19, books, tokenizer_files
+
+pytestmark = pytest.mark.xdist_group("hostile")
+
+few_and_many = pytest.mark.parametrize(
+    "examples", [pytest.param(4, marks=pytest.mark.fast), pytest.param(250, marks=pytest.mark.faults_injected)]
+)
+both = [pytest.mark.fast, pytest.mark.faults_injected]
+DEEP = b'{"a":' * 100_000
+
+
+def assert_refused(error, kind, *named):
+    assert type(error) is kind, error
+    assert all(str(name) in str(error) for name in named), error
+    assert len(str(error)) < 2000
+
+
+# --- safetensors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(folder)
+    for file, body in tokenizer_files().items():
+        (folder / file).write_bytes(body)
+    load_model(folder)  # imports what is imported late, before any process is forked
+    return folder
+
+
+@pytest.fixture
+def loaded(folder, tmp_path):
+    """Load the model with one file's content in the place of its own; how that is refused, or None."""
+
+    def load(content, file="model.safetensors"):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
+        (copy / file).write_bytes(content)
+        error = refusal(lambda: load_model(copy, torch.float64))
+        if error is not None:
+            assert_refused(error, ModelNotFoundError, copy)
+        return error
+
+    return load
+
+
+@few_and_many
+def test_changed_weights_are_refused_or_are_all_there(examples, folder, loaded):
+    for_every_change((folder / "model.safetensors").read_bytes(), examples, loaded)
+
+
+def header(content, length=None):
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+HEADERS = {
+    "empty": b"",
+    "a length of 2**60 bytes": header({}, 1 << 60),
+    "a tensor of 2**60 elements": header({"x": {"dtype": "F64", "shape": [1 << 60], "data_offsets": [0, 1 << 63]}}),
+    "a shape that overflows": header({"x": {"dtype": "F64", "shape": [1 << 40] * 4, "data_offsets": [0, 8]}}) + bytes(8),
+    "overlapping tensors": header({n: {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]} for n in "xy"}) + bytes(8),
+    "JSON of many levels": header(DEEP),
+    "a pickle": b"\x80\x04cos\nsystem\n(S'exit'\ntR.",
+}
+
+
+@pytest.mark.fast
+@pytest.mark.faults_injected
+@pytest.mark.parametrize("what", HEADERS)
+def test_a_hostile_header_is_refused(what, loaded):
+    assert_refused(loaded(HEADERS[what]), ModelNotFoundError, "damaged model.safetensors")
+
+
+@pytest.mark.fast
+@pytest.mark.faults_injected
+def test_weights_without_one_of_the_tensors_are_refused_and_not_made_up(folder, loaded):
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    key = state.pop(name)
+    assert_refused(loaded(safetensors.torch.save(state)), ModelNotFoundError, "lacks 1 of its tensors", name)
+    other = safetensors.torch.save({**state, name: key[:, :8].contiguous()})
+    assert_refused(loaded(other), ModelNotFoundError, "cannot be loaded")
+
+
+@pytest.mark.fast
+@pytest.mark.faults_injected
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_configuration_of_many_levels_is_refused(file, loaded):
+    assert_refused(loaded(DEEP, file), ModelNotFoundError)
+
+
+@pytest.mark.faults_injected
+def test_a_changed_tokenizer_is_refused_or_works(folder, loaded):
+    for_every_change((folder / "tokenizer.json").read_bytes(), 100, lambda content: loaded(content, "tokenizer.json"))
+
+
+# --- GGUF
+
+
+@few_and_many
+def test_a_changed_gguf_is_refused_before_anything_parses_it(examples, tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / models._GGUF)
+    found = importlib.metadata.PackagePath(path)
+    found.dist = importlib.metadata.distribution("pytest")
+    monkeypatch.setattr(models.importlib.metadata, "files", lambda package: [found])
+    monkeypatch.setattr(models, "_convert", lambda *_: pytest.fail("parsed"))
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "cache"))
+
+    def check(content):
+        path.write_bytes(content)
+        with pytest.raises(ModelNotFoundError, match="not the pinned") as error:
+            models.convert_embedded()
+        assert_refused(error.value, ModelNotFoundError, path, "pip install")
+
+    for_every_change(path.read_bytes(), examples, check)
+
+
+# --- Parquet
+
+
+@pytest.fixture
+def pg19(tmp_path, monkeypatch):
+    """Load PG-19 from a Parquet file with this content, as the hub's; how that is refused, or None."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    [name] = hub.PINNED[PG19].sha256
+    path = tmp_path / "hub" / name
+    path.parent.mkdir(parents=True)
+    monkeypatch.setattr(hub, "pinned", lambda _: tmp_path / "hub")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.delenv("KNORM_TEXT_DIR", raising=False)
+
+    def load(content):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        path.write_bytes(content)
+        error = refusal(lambda: load_texts("pg19", characters))
+        if error is not None:
+            assert_refused(error, TextNotFoundError, name, "emozilla/pg19-test")
+        return error
+
+    return load
+
+
+def characters(text, **_):
+    class Encoding:
+        input_ids = [ord(character) for character in text[:2000]]
+
+    return Encoding
+
+
+def parquet(columns, **options):
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink, store_schema=False, **options)
+    return sink.getvalue().to_pybytes()
+
+
+BOOKS = parquet({"short_book_title": ["A Novel", "Another"], "text": ["It was a novel.", "It was another."]})
+
+
+@few_and_many
+def test_changed_parquet_is_refused_or_is_text(examples, pg19):
+    assert pg19(BOOKS) is None
+    for_every_change(BOOKS, examples, pg19)
+
+
+def repeated(value, rows):
+    """A column of one value, which Parquet writes once."""
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, pyarrow.int32()), pyarrow.array([value]))
+
+
+def titles(rows):
+    return repeated("title", rows)
+
+
+HOSTILE_PARQUET = {
+    "fifty kilobytes that stand for 20 GB": lambda: {"text": repeated("x" * (1 << 20), 20_000), "short_book_title": titles(20_000)},
+    "a page that decompresses to 1.5 GB": lambda: {"text": ["x" * (3 << 29)], "short_book_title": ["title"]},
+    "rows without text": lambda: {"text": ["text", None], "short_book_title": ["a", "b"]},
+    "numbers": lambda: {"text": [1, 2], "short_book_title": ["a", "b"]},
+    "lists": lambda: {"text": [["a"], ["b"]], "short_book_title": ["a", "b"]},
+    "bytes that are not UTF-8": lambda: {"text": pyarrow.array([b"\xff\xfe"]).view(pyarrow.string()), "short_book_title": ["a"]},
+    "no such column": lambda: {"text": ["text"]},
+}  # fmt: skip
+
+
+@pytest.mark.faults_injected
+@pytest.mark.parametrize("what", HOSTILE_PARQUET)
+def test_hostile_parquet_is_refused(what, pg19):
+    plain = what.startswith("a page")
+    content = parquet(HOSTILE_PARQUET[what](), compression="zstd", use_dictionary=not plain)
+    assert len(content) < 1 << 20
+    assert_refused(pg19(content), TextNotFoundError, "of data set")
+
+
+# --- TOML
+
+
+def claim_files():
+    return sorted((Path(__file__).parents[2] / "baselines" / "claims").glob("*.toml"))
+
+
+@few_and_many
+def test_changed_claims_are_refused_or_are_claims(examples, tmp_path):
+    loading = pytest.importorskip("knorm_core.claims.loading", exc_type=ModuleNotFoundError)
+
+    def check(content):
+        (tmp_path / "claims.toml").write_bytes(content)
+        error = refusal(lambda: loading.load_claims(tmp_path))
+        if error is not None:
+            assert_refused(error, loading.ClaimError, tmp_path)
+
+    for path in claim_files():
+        for_every_change(path.read_bytes(), examples, check)
+    for content in (b"a = " + b"[" * 100_000, b"a = " + b"9" * 10_000, b"a" + b".a" * 100_000 + b" = 1", b"\xff", b"\0"):
+        check(content)
+
+
+# --- results
+
+
+def whole_results():
+    run = Run("1", "2026-01-01T00:00:00+00:00", 1.5, "pytest", 0, {"knorm_model": "m"}, {"torch": "2"}, {"cores": 2})
+    baseline = Baseline("changed", 1e-6, 0.0, [Cell("0.5", "ppl", 1.0, float("inf"))])
+    table = Table("m/t/ppl", ["keep_ratio"], [{"keep_ratio": 0.5, "ppl": 2.0}], {"text": "t"}, baseline, "1")
+    return Results([run], [table], [Test("a.py::test", "failed", 0.5, "why", "1")])
+
+
+@few_and_many
+def test_changed_results_are_refused_or_can_be_used(examples, tmp_path):
+    path = write_results(tmp_path, whole_results())
+
+    def check(content):
+        path.write_bytes(content)
+
+        def read_and_use():
+            results = read_results(tmp_path)
+            write_results(tmp_path / "again", whole_results().updated(results))
+            write_results(tmp_path / "again", results.updated(whole_results()))
+
+        error = refusal(read_and_use)
+        if error is not None:
+            assert_refused(error, ResultsError, path)
+
+    content = path.read_bytes()
+    for_every_change(content, examples, check)
+    schema, *_ = content.splitlines(keepends=True)
+    for line in (DEEP, b'{"kind": "test", "nodeid": [], "outcome": "passed", "seconds": 1}', b"[]", b'{"kind": []}',
+                 b'{"kind": "run", "id": {}}', b"9" * 10_000):  # fmt: skip
+        check(schema + line)
+        with pytest.raises(ResultsError, match="line 2"):
+            read_results(tmp_path)
+
+
+# --- stored results
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return evaluate(tiny_model("llama"), random_ids(60), keep_ratio=0.5, prune_after=40)
+
+
+def forged(path, facts, tensors):
+    """An entry that its seal says is whole, as somebody who knows how they are sealed can write it."""
+    store = Store(path)
+    store.put("forged", {"x": 1}, {}, b"")
+    text = canonical({"x": 1})
+    parts = [_sha256(text.encode()).encode(), b"forged", text.encode(), b"2026-01-01", facts, tensors]
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute(
+            "UPDATE results SET computed = ?, facts = ?, tensors = ?, sha256 = ?",
+            (parts[3].decode(), facts.decode(), tensors, _seal(*parts)),
+        )
+        file.commit()
+    return store
+
+
+def assert_computed_anew(store, evaluation):
+    def look_up():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            value = remember(store, "forged", {"x": 1}, lambda: evaluation, EVALUATION)
+        assert value is evaluation, "what was forged was believed"
+        assert [warning.category for warning in said] == [StoreWarning]
+        assert str(store.path) in str(said[0].message)
+
+    assert refusal(look_up) is None
+
+
+@pytest.mark.faults_injected
+@pytest.mark.parametrize("what", [*HEADERS, "facts"])
+def test_a_forged_entry_is_computed_anew(what, evaluation, tmp_path):
+    facts, tensors = EVALUATION.to_bytes(evaluation)
+    forgery = (DEEP, tensors) if what == "facts" else (json.dumps(facts).encode(), HEADERS[what])
+    assert_computed_anew(forged(tmp_path / "s.sqlite", *forgery), evaluation)
+
+
+@few_and_many
+def test_a_changed_store_gives_the_right_result_or_none(examples, evaluation, tmp_path):
+    path = tmp_path / "results.sqlite"
+    facts, tensors = EVALUATION.to_bytes(evaluation)
+    Store(path).put("one", {"x": 1}, facts, tensors)
+    whole = path.read_bytes()
+
+    def check(content):
+        for left in tmp_path.iterdir():
+            left.unlink()
+        path.write_bytes(content)
+
+        def look_up():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", StoreWarning)
+                value = remember(Store(path), "one", {"x": 1}, lambda: evaluation, EVALUATION)
+            assert torch.equal(value.nll, evaluation.nll)
+            assert value.evictions == evaluation.evictions
+
+        assert refusal(look_up) is None
+
+    for_every_change(whole, examples, check)
