@@ -228,7 +228,9 @@ def _check_parquet(path: Path, columns: tuple[str, ...], what: str) -> None:
             for batch in file.iter_batches(columns=list(columns)):
                 batch.validate(full=True)
                 for column, name in zip(batch.columns, batch.schema.names, strict=True):
-                    if not (pyarrow.types.is_dictionary(column.type) and pyarrow.types.is_string(column.type.value_type)):
+                    if not (
+                        pyarrow.types.is_dictionary(column.type) and pyarrow.types.is_string(column.type.value_type)
+                    ):
                         raise TextNotFoundError(f"column {name!r} of {what} is not text, but {column.type}")
                     if column.null_count:
                         raise TextNotFoundError(f"column {name!r} of {what} has rows without text")

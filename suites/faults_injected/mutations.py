@@ -20,7 +20,9 @@ Change = tuple[str, float, int]
 
 _where = st.one_of(st.floats(0, 1, exclude_max=True), st.floats(0, 0.02), st.floats(0.98, 1, exclude_max=True))
 # Lengths and counts as a format has them, far too large, negative, or zero.
-_numbers = st.sampled_from([0, 1, 0xFF, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 60, (1 << 63) - 1, 1 << 63])
+_numbers = st.sampled_from(
+    [0, 1, 0xFF, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 60, (1 << 63) - 1, 1 << 63]
+)
 changes = st.lists(
     st.one_of(
         st.tuples(st.just("flip"), _where, st.integers(0, 7)),

@@ -8,13 +8,13 @@ import random
 import shutil
 import signal
 import sqlite3
-import textwrap
 
 import pytest
 
 from knorm_core import models
 from knorm_core.store import Store
 from suites.faults_injected.killed import Process, killed_at
+from suites.faults_injected.project import PROJECT, run_pytest, write_files
 from suites.faults_injected.tiny_gguf import write_gguf
 from suites.plugins import moving
 
@@ -57,7 +57,7 @@ def test_what_two_writers_had_stored_is_whole_after_each_is_killed(rounds, tmp_p
                 put(store, number)
                 tell(number)
 
-        writers = [Process(lambda tell, at=at: write(tell, at)) for at in (first, first + 1000)]  # noqa: B023
+        writers = [Process(lambda tell, at=at: write(tell, at)) for at in (first, first + 1000)]
         for writer in writers:
             writer.kill(after=moments.uniform(0, 0.08))
         ended = [writer.end() for writer in writers]
@@ -148,13 +148,13 @@ def test_the_embedded_models_conversion_leaves_nothing_or_the_whole_model(after,
 # --- the baselines' regeneration
 
 OLD = {"m/t/ppl.csv": "old", "m/t/ppl.yml": "old", "m/t/same.csv": "same", "text/a.txt": "old", "kept.txt": "kept"}
-NEW = OLD | {"m/t/ppl.csv": "new", "m/t/ppl.yml": "new", "text/a.txt": "new", "m/new/x.csv": "new", "m/new/x.yml": "new"}
-
-
-def write_files(folder, files):
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+NEW = OLD | {
+    "m/t/ppl.csv": "new",
+    "m/t/ppl.yml": "new",
+    "text/a.txt": "new",
+    "m/new/x.csv": "new",
+    "m/new/x.yml": "new",
+}
 
 
 def read_files(folder):
@@ -194,39 +194,9 @@ def test_two_runs_that_finish_the_same_moving_lose_nothing(tmp_path):
         assert sum(count for _, [count] in moved) == 5
         assert read_files(root) == NEW
 
-PROJECT = {
-    "pytest.ini": "[pytest]\n",
-    "conftest.py": 'pytest_plugins = ["suites.plugins.tables", "suites.plugins.results", "suites.plugins.golden"]',
-    "test_it.py": """
-        import os, pytest
-
-        VALUE = os.environ["VALUE"]
-
-        @pytest.mark.parametrize("table", ["a", "b"])
-        def test_numbers(golden, table):
-            rows = [{"keep_ratio": 1.0, "ppl": 12.5}, {"keep_ratio": 0.5, "ppl": float(VALUE)}]
-            golden.check(f"m/{table}/ppl", rows, key=("keep_ratio",), made_from={"text": VALUE})
-
-        def test_text(text_snapshot):
-            assert "value " + VALUE == text_snapshot
-        """,
-}
-
-
-def run_pytest(project, value, *arguments, **options):
-    """A whole pytest run of the project, in a process of its own; that process."""
-
-    def run(tell):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(project)
-            patch.setenv("VALUE", str(value))
-            tell(int(pytest.main(["-p", "no:cacheprovider", "-p", "no:randomly", "--import-mode=importlib", *arguments])))
-
-    return Process(run, **options)
-
 
 def passes(project, value):
-    status, told = run_pytest(project, value).end()
+    status, told = run_pytest(project, VALUE=str(value)).end()
     assert status == 0
     return told == [pytest.ExitCode.OK]
 
@@ -234,8 +204,8 @@ def passes(project, value):
 @pytest.fixture
 def project(tmp_path):
     """A small repository with baselines made from 20."""
-    write_files(tmp_path, {name: textwrap.dedent(text) for name, text in PROJECT.items()})
-    assert run_pytest(tmp_path, 20, "--force-regen").end() == (0, [0])
+    write_files(tmp_path, PROJECT)
+    assert run_pytest(tmp_path, "--force-regen", VALUE="20").end() == (0, [0])
     assert len(read_files(tmp_path / "baselines")) == 5
     return tmp_path
 
@@ -245,15 +215,15 @@ def assert_one_or_the_other(project, old, new):
     [value] = [value for value in (old, new) if passes(project, value)]
     baselines = project / "baselines"
     for table in ("a", "b"):
-        assert f"0.5,{value}.0\n" in (baselines / f"m/{table}/ppl.csv").read_text()
-        assert f"text: {value}\n" in (baselines / f"m/{table}/ppl.yml").read_text()
+        assert f"0.5,{value}\n" in (baselines / f"m/{table}/ppl.csv").read_text()
+        assert f"text: '{value}'\n" in (baselines / f"m/{table}/ppl.yml").read_text()
     return value
 
 
 @pytest.mark.faults_injected
 def test_a_regeneration_killed_in_front_of_any_change_of_a_file_leaves_all_baselines_old_or_all_new(project):
     value, change, seen = 20, 1, set()
-    while run_pytest(project, value + 1, "--force-regen", dies_at=change).end()[0] == -signal.SIGKILL:
+    while run_pytest(project, "--force-regen", dies_at=change, VALUE=str(value + 1)).end()[0] == -signal.SIGKILL:
         seen.add(now := assert_one_or_the_other(project, value, value + 1) - value)
         value, change = value + now, change + 1
     assert change > 20
@@ -265,8 +235,8 @@ def test_a_regeneration_killed_in_front_of_any_change_of_a_file_leaves_all_basel
 @pytest.mark.faults_injected
 def test_a_regeneration_killed_at_any_time_leaves_all_baselines_old_or_all_new(project):
     value, moments = 20, random.Random(0)
-    for _ in range(30):
-        process = run_pytest(project, value + 1, "--force-regen")
+    for _ in range(20):
+        process = run_pytest(project, "--force-regen", VALUE=str(value + 1))
         process.kill(after=moments.uniform(0, 1.0))
         process.end()
         value = assert_one_or_the_other(project, value, value + 1)

@@ -1,0 +1,94 @@
+"""The fast suite many times over, each time in another order: the same outcomes, and memory that stays.
+
+``python suites/soak/run.py FOLDER [--runs N] [pytest's arguments]`` runs it N times in one process, whose memory
+is measured after each, and N times under ``-n 2``, each in processes of its own as usual. ``tox -e soak`` is that
+command. The exit status is 0 if every test ended alike in all runs, and the one process did not grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from scipy.stats import linregress
+
+from knorm_core.results import read_results
+
+RUNS = 20
+SETTLED = 5  # runs after which everything is imported and every cache is full
+GROWTH = 1 << 20  # bytes a run; pytest itself keeps some hundreds of kilobytes of each session
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where each run's results are kept")
+    parser.add_argument("--runs", type=int, default=RUNS, help="(default: %(default)s)")
+    options, arguments = parser.parse_known_args()
+    arguments = arguments or ["-m", "fast"]
+    memory, outcomes = [], {}
+    for seed in range(1, options.runs + 1):
+        name = f"one process, seed {seed}"
+        pytest.main(_arguments(arguments, options.folder / name, seed))
+        outcomes[name] = _outcomes(options.folder / name)
+        memory.append(_memory())
+        print(f"{name}: {memory[-1] / 2**20:.1f} MiB", flush=True)
+    for seed in range(1, options.runs + 1):
+        name = f"-n 2, seed {seed}"
+        several = ["-n", "2", "--dist", "loadgroup"]
+        subprocess.run(
+            [sys.executable, "-m", "pytest", *several, *_arguments(arguments, options.folder / name, seed)], check=False
+        )
+        outcomes[name] = _outcomes(options.folder / name)
+    troubles = [*_differences(outcomes), *_growth(memory)]
+    print(*(troubles or [f"{len(outcomes)} runs: the same outcomes every time, and no growth"]), sep="\n")
+    return len(troubles) > 0
+
+
+def _arguments(arguments: list[str], report: Path, seed: int) -> list[str]:
+    return ["-q", "-p", "no:cacheprovider", f"--randomly-seed={seed}", f"--knorm-report={report}", *arguments]
+
+
+def _outcomes(report: Path) -> dict[str, str]:
+    """By node id. xdist adds a test's group to its node id, which is no part of its name here."""
+    return {test.nodeid.partition("@")[0]: test.outcome for test in read_results(report).tests}
+
+
+def _memory() -> int:
+    """Resident bytes of this process, without what is only waiting to be given back."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    return int(psutil.Process().memory_info().rss)
+
+
+def _differences(outcomes: dict[str, dict[str, str]]) -> list[str]:
+    """What failed in any run, or did not end as in the first."""
+    [(first, expected), *_] = outcomes.items()
+    troubles = [] if expected else [f"{first}: no test ran"]
+    for run, ended in outcomes.items():
+        for test in sorted(expected.keys() | ended.keys()):
+            was, now = expected.get(test, "absent"), ended.get(test, "absent")
+            if now != was or now == "failed":
+                troubles.append(f"{test}: {now} in {run}" + (f", {was} in {first}" if now != was else ""))
+    return troubles
+
+
+def _growth(memory: list[int]) -> list[str]:
+    """Whether memory grows from the settled run to the last, by more than `GROWTH` a run and than chance."""
+    settled = memory[SETTLED - 1 :]
+    if len(settled) < 3:
+        return [f"memory: {len(memory)} runs are too few to tell, at least {SETTLED + 2} are needed"]
+    trend = linregress(range(len(settled)), settled)
+    if trend.slope - 2 * trend.stderr <= GROWTH:
+        return []
+    return [f"memory grows by {trend.slope / 2**20:.2f} ± {2 * trend.stderr / 2**20:.2f} MiB a run"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
