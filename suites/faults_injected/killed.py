@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Audit events before which a file or folder is still as it was.
@@ -20,9 +21,12 @@ class Process:
     Args:
         action: what it does; it is handed ``tell(number)``, which reaches this process whatever happens next.
         dies_at: kill it in front of its k-th change (1 is the first); never, where it makes fewer.
+        below: count only changes below this folder.
     """
 
-    def __init__(self, action: Callable[[Callable[[int], Any]], Any], *, dies_at: int | None = None) -> None:
+    def __init__(
+        self, action: Callable[[Callable[[int], Any]], Any], *, dies_at: int | None = None, below: Path | str = ""
+    ) -> None:
         self._read, write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -31,7 +35,7 @@ class Process:
                 os.close(self._read)
                 _be_quiet()
                 if dies_at is not None:
-                    _die_at(dies_at)
+                    _die_at(dies_at, str(below))
                 action(lambda number: os.write(write, number.to_bytes(4, "little")))
                 status = 0
             os._exit(status)
@@ -59,18 +63,19 @@ def killed_at(change: int, action: Callable[[], Any]) -> bool:
 
 
 def _be_quiet() -> None:
-    sys.stdout = sys.stderr = open(os.devnull, "w")
-    os.dup2(sys.stdout.fileno(), 1)
-    os.dup2(sys.stdout.fileno(), 2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    sys.stdout = sys.stderr = os.fdopen(nothing, "w")
 
 
-def _die_at(change: int) -> None:
+def _die_at(change: int, below: str) -> None:
     seen = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if (writes or event in _CHANGES) and os.devnull not in arguments:
+        if (writes or event in _CHANGES) and str(arguments[0]).startswith(below) and os.devnull not in arguments:
             seen += 1
             if seen == change:
                 os.kill(os.getpid(), signal.SIGKILL)

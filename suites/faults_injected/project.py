@@ -39,7 +39,10 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def run_pytest(project: Path, *arguments: str, dies_at: int | None = None, **environment: str) -> Process:
-    """A pytest run of the project, in a process of its own, which tells pytest's exit status."""
+    """A pytest run of the project, in a process of its own, which tells pytest's exit status.
+
+    It may die in front of a change of its baselines.
+    """
 
     def run(tell: Callable[[int], Any]) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -50,4 +53,4 @@ def run_pytest(project: Path, *arguments: str, dies_at: int | None = None, **env
                 int(pytest.main(["-p", "no:cacheprovider", "-p", "no:randomly", "--import-mode=importlib", *arguments]))
             )
 
-    return Process(run, dies_at=dies_at)
+    return Process(run, dies_at=dies_at, below=project / "baselines")

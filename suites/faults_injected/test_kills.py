@@ -195,48 +195,52 @@ def test_two_runs_that_finish_the_same_moving_lose_nothing(tmp_path):
         assert read_files(root) == NEW
 
 
-def passes(project, value):
-    status, told = run_pytest(project, VALUE=str(value)).end()
-    assert status == 0
-    return told == [pytest.ExitCode.OK]
-
-
 @pytest.fixture
 def project(tmp_path):
-    """A small repository with baselines made from 20."""
+    """A small repository, and its baselines as they are when made from 20, which they are now, and from 21."""
     write_files(tmp_path, PROJECT)
-    assert run_pytest(tmp_path, "--force-regen", VALUE="20").end() == (0, [0])
-    assert len(read_files(tmp_path / "baselines")) == 5
-    return tmp_path
+    made = {}
+    for value in (21, 20):
+        assert regenerate(tmp_path, value).end() == (0, [0])
+        made[value] = read_files(tmp_path / "baselines")
+        assert len(made[value]) == 5
+    return tmp_path, made
 
 
-def assert_one_or_the_other(project, old, new):
-    """All baselines are those of one value, tables and what they were made from alike; that value."""
-    [value] = [value for value in (old, new) if passes(project, value)]
-    baselines = project / "baselines"
-    for table in ("a", "b"):
-        assert f"0.5,{value}\n" in (baselines / f"m/{table}/ppl.csv").read_text()
-        assert f"text: '{value}'\n" in (baselines / f"m/{table}/ppl.yml").read_text()
+def regenerate(folder, value, **options):
+    return run_pytest(folder, "--force-regen", VALUE=str(value), **options)
+
+
+def value_after_next_run(folder, made):
+    """Which of the two values all baselines are those of, once somebody has run pytest, without a flag."""
+    status, [told] = run_pytest(folder, VALUE="20").end()
+    assert status == 0
+    value = 20 if told == pytest.ExitCode.OK else 21
+    files = read_files(folder / "baselines")
+    assert {name: text for name, text in files.items() if not name.startswith(".staging")} == made[value]
     return value
 
 
 @pytest.mark.faults_injected
 def test_a_regeneration_killed_in_front_of_any_change_of_a_file_leaves_all_baselines_old_or_all_new(project):
-    value, change, seen = 20, 1, set()
-    while run_pytest(project, "--force-regen", dies_at=change, VALUE=str(value + 1)).end()[0] == -signal.SIGKILL:
-        seen.add(now := assert_one_or_the_other(project, value, value + 1) - value)
-        value, change = value + now, change + 1
-    assert change > 20
-    assert seen == {0, 1}
-    assert passes(project, value + 1)
-    assert len([path for path in (project / "baselines").iterdir() if path.name.startswith(".")]) == 0
+    folder, made = project
+    value, change, accepted = 20, 1, []
+    while regenerate(folder, 41 - value, dies_at=change).end()[0] == -signal.SIGKILL:
+        now = value_after_next_run(folder, made)
+        accepted.append(now != value)
+        value, change = now, change + 1
+    assert accepted == sorted(accepted)  # from one change on
+    assert accepted.count(True) > 5  # files that are moved, and more
+    assert accepted.count(False) > 5
+    assert read_files(folder / "baselines") == made[41 - value]  # and nothing is left of the killed runs
 
 
 @pytest.mark.faults_injected
 def test_a_regeneration_killed_at_any_time_leaves_all_baselines_old_or_all_new(project):
+    folder, made = project
     value, moments = 20, random.Random(0)
     for _ in range(20):
-        process = run_pytest(project, "--force-regen", VALUE=str(value + 1))
+        process = regenerate(folder, 41 - value)
         process.kill(after=moments.uniform(0, 1.0))
         process.end()
-        value = assert_one_or_the_other(project, value, value + 1)
+        value = value_after_next_run(folder, made)
