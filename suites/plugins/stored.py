@@ -6,6 +6,7 @@ tests of every commit and the goldens, is kept from them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from knorm_core.cells import Cell, environment, inputs_of
 from knorm_core.cluster import ClusterError
 from knorm_core.encoding import Codec, remember
 from knorm_core.outcome import Evaluation
+from knorm_core.setting import SlowFallbackWarning
 from knorm_core.store import Store, store_of
 from knorm_core.sweep import Outcome, run_cells, shown
 from suites.plugins.inputs import LoadedModel
@@ -74,11 +76,13 @@ def run_all(
         cells = list(cells)
         coming = run_cells(cells, store=result_store, scheduler=scheduler, model=language_model.model)
         try:
-            if scheduler is None or terminal is None:  # xdist's workers have no terminal
-                return {outcome.cell: outcome for outcome in coming}
-            with capture.global_and_fixture_disabled():
-                terminal.ensure_newline()
-                return {outcome.cell: outcome for outcome in shown(coming, len(cells), terminal._tw._file)}
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", SlowFallbackWarning)  # to be told of, not a failure
+                if scheduler is None or terminal is None:  # xdist's workers have no terminal
+                    return {outcome.cell: outcome for outcome in coming}
+                with capture.global_and_fixture_disabled():
+                    terminal.ensure_newline()
+                    return {outcome.cell: outcome for outcome in shown(coming, len(cells), terminal._tw._file)}
         except ClusterError as error:
             sentence = str(error)
         pytest.exit(sentence, pytest.ExitCode.USAGE_ERROR)

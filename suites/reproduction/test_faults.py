@@ -10,7 +10,7 @@ import dataclasses
 
 import pytest
 
-from knorm_core import evaluate_rows, perplexity
+from knorm_core import perplexity
 from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.texts import SHORT_SAMPLE
 from suites.plugins.inputs import made_from
@@ -37,12 +37,12 @@ def texts(language_model, texts_of):
 
 
 @pytest.fixture(scope="module")
-def fault_rows(language_model, texts):
+def fault_rows(rows_of, texts):
     """One row per case and keep ratio; its perplexity against that of keep ratio 1, scored alike."""
     *samples, long = texts
-    rows = list(cases(language_model.model, samples, SHORT))
-    rows += cases(language_model.model, [long], LONG)
-    return rows + list(scored_both_ways(language_model.model, samples))
+    rows = list(cases(rows_of, samples, SHORT))
+    rows += cases(rows_of, [long], LONG)
+    return rows + list(scored_both_ways(rows_of, samples))
 
 
 def test_the_faults_of_the_report_match_the_baseline(fault_rows, language_model, texts, golden, show_table, request):
@@ -88,18 +88,18 @@ def test_scoring_from_the_start_shows_the_share_of_the_change_that_its_tokens_ha
         assert share < 0.5
 
 
-def cases(model, texts, arguments):
+def cases(rows_of, texts, arguments):
     """A row per case, at keep ratio 0.5."""
     rows = {(case, ratio): row | {"keep_ratio": ratio} for case, row in arguments.items() for ratio in (1.0, 0.5)}
-    tables = [evaluate_rows(model, text.input_ids, rows) for text in texts]
+    tables = [rows_of(f"embedded-articles: {text.title}", text.input_ids, rows) for text in texts]
     for case in arguments:
         yield table_row(case, 0.5, *([table[case, ratio] for table in tables] for ratio in (0.5, 1.0)))
 
 
-def scored_both_ways(model, texts):
+def scored_both_ways(rows_of, texts):
     """Every keep ratio scored from the start and in phase 2 only, which are the last tokens of the same pass."""
     rows = {ratio: {"keep_ratio": ratio, "score_from": "start"} for ratio in (1.0, *RATIOS)}
-    tables = [evaluate_rows(model, text.input_ids, rows) for text in texts]
+    tables = [rows_of(f"embedded-articles: {text.title}", text.input_ids, rows) for text in texts]
     for ratio in RATIOS:
         pair = [[table[one] for table in tables] for one in (ratio, 1.0)]
         yield table_row("short samples, scored from the start", ratio, *pair)
