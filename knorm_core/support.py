@@ -187,8 +187,9 @@ def _difference(module: nn.Module, tensors: list[torch.Tensor], arguments: dict[
         raise UnsupportedModelError(f"layer {layer} is not causal: tokens that are fed later would change earlier ones")
     if _eager_form(module) is None:
         return f"layer {layer} has no eager attention to compare with"
-    plain, _ = plain_attention(module, *tensors, None, **arguments)
-    own, _ = own_attention(module, *tensors, None, **arguments)
+    query, key, value = tensors
+    plain, _ = plain_attention(module, query, key, value, None, **arguments)
+    own, _ = own_attention(module, query, key, value, None, **arguments)
     if torch.allclose(plain, own.to(plain.dtype), rtol=1e-4, atol=1e-4):
         return None
     extras = sorted(
