@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from knorm_core.batch import evaluate_batch
     from knorm_core.compress import l2_compress
     from knorm_core.counts import Eviction, effective_prune_after, eviction_schedule, kept_count
     from knorm_core.evaluation import PAPER_PROTOCOL, evaluate, evaluate_rows, evaluate_table
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts
 
 _HOME = {
+    "evaluate_batch": "batch",
     "l2_compress": "compress",
     "Eviction": "counts",
     "effective_prune_after": "counts",
@@ -58,6 +60,7 @@ __all__ = [
     "UnsupportedModelError",
     "effective_prune_after",
     "evaluate",
+    "evaluate_batch",
     "evaluate_rows",
     "evaluate_table",
     "eviction_schedule",

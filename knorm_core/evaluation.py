@@ -106,7 +106,7 @@ def evaluate(
         # Our own evictions are known in advance, so an evaluation without any is refused before it runs.
         _check_evictions(setting, [setting.schedule(layer) for layer in range(setting.layers)], allow_no_eviction)
     _check_positions(model, [setting])
-    if compressor is None and method == "onepass" and not _falls_back(model, [setting], stacklevel=3):
+    if compressor is None and method == "onepass" and not falls_back(model, [setting], stacklevel=3):
         return one_pass_result(onepass.run(model, ids, setting), setting)
     nll, evictions = stepwise.run(model, ids, setting, compressor)
     _check_evictions(setting, evictions, allow_no_eviction)
@@ -161,15 +161,15 @@ def _evaluate_rows(
 ) -> dict[Key, Evaluation]:
     if any(row.get("compressor") is not None or row.get("method", "onepass") != "onepass" for row in rows.values()):
         return {key: evaluate(model, input_ids, **row) for key, row in rows.items()}
-    ids, settings = _checked_rows(model, input_ids, rows)
-    falls_back = _falls_back(model, settings.values(), stacklevel=4)
+    ids, settings = checked_rows(model, input_ids, rows)
+    slow = falls_back(model, settings.values(), stacklevel=4)
     prefix_of = onepass.shared_prefixes(model, ids)
     done: dict[str, Evaluation] = {}
     table: dict[Key, Evaluation] = {}
     for key, row in settings.items():
         same = repr(_plainest(row))
         if same not in done:
-            if falls_back:
+            if slow:
                 nll, evictions = stepwise.run(model, ids, row)
                 done[same] = stepwise_result(nll, row, evictions)
             else:
@@ -196,7 +196,7 @@ def check_rows(
     Raises:
         UnsupportedModelError: one pass cannot serve the model.
     """
-    ids, settings = _checked_rows(model, input_ids, rows)
+    ids, settings = checked_rows(model, input_ids, rows)
     obstacle = _obstacle(model, settings.values())
     if obstacle:
         raise UnsupportedModelError(
@@ -205,9 +205,10 @@ def check_rows(
     return ids, settings
 
 
-def _checked_rows(
+def checked_rows(
     model: nn.Module, input_ids: torch.Tensor | Sequence[int], rows: Mapping[Key, Mapping[str, Any]]
 ) -> tuple[torch.Tensor, dict[Key, Setting]]:
+    """As `check_rows`, for whichever method can serve the model."""
     # evaluate's defaults, so that they are written once
     defaults = {
         name: p.default for name, p in inspect.signature(evaluate).parameters.items() if p.kind is p.KEYWORD_ONLY
@@ -230,7 +231,7 @@ def _obstacle(model: nn.Module, settings: Iterable[Setting]) -> str | None:
     return next(filter(None, (one_pass_obstacle(model, setting) for setting in settings)), None)
 
 
-def _falls_back(model: nn.Module, settings: Iterable[Setting], stacklevel: int) -> bool:
+def falls_back(model: nn.Module, settings: Iterable[Setting], stacklevel: int) -> bool:
     """Whether one pass cannot serve the model; then it is said, with the reason."""
     obstacle = _obstacle(model, settings)
     if obstacle:
