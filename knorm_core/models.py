@@ -61,7 +61,9 @@ def load_model(
 
     Raises:
         ModelNotFoundError: (a ValueError) no such model, no safetensors in it, or a wrong checksum.
+        ValueError: there is no such device here.
     """
+    check_device(device)
     with ThreadPoolExecutor(1) as pool:
         # Checking the weights' SHA-256 takes as long as importing part of transformers: do both at once.
         sought = pool.submit(model_folder, name)
@@ -76,6 +78,14 @@ def load_model(
             parameter.data = parameter.data.clone()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return model.to(device).eval(), tokenizer
+
+
+def check_device(device: str) -> None:
+    """Raise a ValueError where torch cannot put a tensor on ``device``."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path:
