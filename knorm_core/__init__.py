@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from knorm_core.batch import evaluate_batch
     from knorm_core.cells import Cell, sweep_cells
     from knorm_core.compress import l2_compress
     from knorm_core.counts import Eviction, effective_prune_after, eviction_schedule, kept_count
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts
 
 _HOME = {
+    "evaluate_batch": "batch",
     "Cell": "cells",
     "sweep_cells": "cells",
     "l2_compress": "compress",
@@ -67,6 +69,7 @@ __all__ = [
     "UnsupportedModelError",
     "effective_prune_after",
     "evaluate",
+    "evaluate_batch",
     "evaluate_rows",
     "evaluate_table",
     "eviction_schedule",

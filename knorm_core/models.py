@@ -59,7 +59,9 @@ def load_model(
 
     Raises:
         ModelNotFoundError: (a ValueError) no such model, no safetensors in it, or a wrong checksum.
+        ValueError: there is no such device here.
     """
+    check_device(device)
     with ThreadPoolExecutor(1) as pool:
         # Checking the weights' SHA-256 takes as long as importing part of transformers: do both at once.
         sought = pool.submit(model_folder, name)
@@ -89,6 +91,14 @@ def load_model(
             # the middle of a forward pass.
             parameter.data = parameter.data.clone()
     return model.to(device).eval(), tokenizer
+
+
+def check_device(device: str) -> None:
+    """Raise a ValueError where torch cannot put a tensor on ``device``."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path:

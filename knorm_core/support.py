@@ -59,7 +59,7 @@ def support(model: nn.Module) -> Support:
 def one_pass_obstacle(model: nn.Module, setting: Setting) -> str | None:
     """Why one pass cannot serve this model and setting, or None if it can."""
     longest = int(setting.fed_positions().max()) + 1
-    original = _first_table_ends_table(text_config(model))
+    original = _first_table_end(text_config(model))
     if original is not None and longest > original:
         return (
             f"its rotary table changes beyond position {original} (longrope), and the text reaches {longest}: keys "
@@ -134,10 +134,11 @@ def check_positions_are_used(model: nn.Module) -> None:
 
 @dataclass
 class _Found:
-    """What a probe saw: the layers that called, and the first of them that is not plain."""
+    """What a probe saw: the layers that called, and why the first of them that is not plain is not."""
 
     layers: list[int] = field(default_factory=list)
     obstacle: str | None = None
+    eager: bool = True  # whether every layer's family has an eager form of its attention
 
 
 _found: ContextVar[_Found] = ContextVar("knorm_probe")
@@ -160,7 +161,9 @@ def _probe(model: nn.Module) -> Support:
     if found.layers != list(range(layers)):
         through = f"; {len(found.layers)} of its {layers} layers do" if found.layers else ""
         return Support(f"its attention does not go through transformers' AttentionInterface{through}", None)
-    return Support(found.obstacle, OWN if found.obstacle else PLAIN)
+    if found.obstacle is None:
+        return Support(None, PLAIN)
+    return Support(found.obstacle, OWN if found.eager else None)
 
 
 def _compare(
@@ -186,7 +189,8 @@ def _difference(module: nn.Module, tensors: list[torch.Tensor], arguments: dict[
     if not getattr(module, "is_causal", True):
         raise UnsupportedModelError(f"layer {layer} is not causal: tokens that are fed later would change earlier ones")
     if _eager_form(module) is None:
-        return f"layer {layer} has no eager attention to compare with"
+        _found.get().eager = False
+        return f"layer {layer} has no eager attention to hold one pass against"
     query, key, value = tensors
     plain, _ = plain_attention(module, query, key, value, None, **arguments)
     own, _ = own_attention(module, query, key, value, None, **arguments)
@@ -251,7 +255,7 @@ def _answers_to_reordered_keys(model: nn.Module, length: int) -> tuple[torch.Ten
     return one, other
 
 
-def _first_table_ends_table(config: Any) -> int | None:
+def _first_table_end(config: Any) -> int | None:
     """From which position on a model's rotary table is another one, where there is such a position."""
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = [one for one in (parameters, *parameters.values()) if isinstance(one, dict)]

@@ -135,3 +135,9 @@ def test_a_mirror_serves_the_novel_and_splits_articles(tmp_path, embedded_model,
     monkeypatch.setenv("KNORM_TEXT_DIR", str(tmp_path))
     [novel] = load_texts("pg19", embedded_model.tokenizer)
     assert embedded_model.tokenizer.decode(novel.input_ids) == "It was a novel.\n"
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(device):
+    with pytest.raises(ValueError, match=f"device='{device}' cannot be used here: "):
+        load_model("no-such-model", device=device)

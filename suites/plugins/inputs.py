@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from knorm_core.models import ModelNotFoundError, check_model_name, load_model, model_identity
+from knorm_core.models import ModelNotFoundError, check_device, check_model_name, load_model, model_identity
 from knorm_core.plugin import KEEP_RATIOS
 from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
 
@@ -53,6 +53,12 @@ def embedded_model() -> LoadedModel:
     return _load_or_fail("smollm2-135m", "float64", "cpu")
 
 
+@pytest.fixture(scope="session")
+def embedded_model_on_cuda() -> LoadedModel:
+    """The embedded model in float64 on a GPU."""
+    return _load_or_fail("smollm2-135m", "float64", "cuda")
+
+
 def _load_or_fail(name: str, dtype: str, device: str) -> LoadedModel:
     try:
         return _load(name, dtype, device)
@@ -67,7 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
         for part in config.getoption("knorm_text").split(","):
             text_names(part)
         check_model_name(config.getoption("knorm_model"))
-    except (ModelNotFoundError, TextNotFoundError) as error:
+        check_device(config.getoption("knorm_device"))
+    except ValueError as error:
         sentence = str(error)
     else:
         return
