@@ -97,7 +97,8 @@ def _figure(name: str, model: str, found: Sequence[Named]) -> Figure:
         finding(tables),
         [Panel("", svg)],
         merged(f"Exact matches, {model}", "task and context", [(_line(one.found[0]), one.table) for one in found]),
-        note="The more colour, the more found. Contexts are in tokens. In brackets: layers left alone; the paper leaves 0 and 1.",
+        note="The more colour, the more found. Contexts are in tokens. In brackets: layers left alone, as the paper "
+        "leaves 0 and 1.",
     )
 
 

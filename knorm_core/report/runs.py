@@ -27,6 +27,7 @@ def section(results: Results) -> Section:
         content={
             "outcome": outcome(results.tests, results.runs),
             "passed": not failed,
+            "made_of": _made_of(results),
             "runs": [(run, _facts(run, results)) for run in results.runs],
             "failed": failed[:MOST_FAILURES],
             "failed_more": len(failed) - MOST_FAILURES,
@@ -47,6 +48,19 @@ def outcome(tests: Sequence[Test], runs: Sequence[Run]) -> str:
         head = f"All {counted(ran, 'test')} passed" if ran != 1 else "The one test passed"
     skipped = f", {counts['skipped']:,} skipped" if counts["skipped"] else ""
     return f"{head}{skipped}; together {lasted(sum(run.seconds for run in runs))}."
+
+
+def _made_of(results: Results) -> list[tuple[str, str]]:
+    """Models with the start of their hashes, and text sets."""
+    models: dict[str, str] = {}
+    texts: dict[str, None] = {}
+    for table in results.tables:
+        model, _, rest = table.name.partition("/")
+        models.setdefault(model, _hash(str(table.made_from.get("model", "")))[:12])
+        if table.made_from.get("text"):
+            texts.setdefault(rest.rpartition("/")[0])
+    told = [f"{model} (sha256 {digest}…)" if digest else model for model, digest in models.items()]
+    return [(what, ", ".join(found)) for what, found in (("models", told), ("texts", [*texts])) if found]
 
 
 def _facts(run: Run, results: Results) -> list[tuple[str, str]]:

@@ -1,79 +1,85 @@
-"""Tables of a kind that no baseline has (times, traces, other precisions), with the columns that a run records."""
+"""Tables of a kind that no baseline has (times, traces, other precisions), made by what records them in a run."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 from knorm_core.counts import kept_count
+from knorm_core.latency import ColdStart, Contexts, Latency, LatencyRow, Quantity, Ratio
+from knorm_core.latency.cold_start import ColdRow, Part
+from knorm_core.latency.environment import Environment
+from knorm_core.latency.records import Record, cold_start_records, contexts_record, latency_record
 from knorm_core.results import Table
 
 MODEL = "smollm2-135m"
-ENVIRONMENT = {"cpu": "AMD EPYC", "dtype": "float32", "threads": 1}
+KEEPS = (1.0, 0.9, 0.5, 0.1)
+MACHINE = Environment(**{field.name: 0.0 for field in dataclasses.fields(Environment)})  # type: ignore[arg-type]
+MACHINE = dataclasses.replace(MACHINE, cpu="AMD EPYC", dtype="float32", threads=1)
 
 
-def quantity(name: str, value: float, ratio: float | None = None, spread: float = 0.05) -> dict[str, float]:
-    """The columns of a measured quantity."""
-    columns = {name: value, f"{name}_lower_quartile": value * 0.97, f"{name}_upper_quartile": value * 1.04}
-    if ratio is not None:
-        columns |= {f"{name}_ratio": ratio}
-        columns |= {f"{name}_ratio_low": ratio * (1 - spread), f"{name}_ratio_high": ratio * (1 + spread)}
-    return columns
+def quantity(value: float, ratio: float | None = None, spread: float = 0.05) -> Quantity:
+    """A measured quantity, with its ratio to keep 1 and the interval of that."""
+    paired = None if ratio is None else Ratio(ratio, ratio * (1 - spread), ratio * (1 + spread), (ratio,))
+    return Quantity(value, 0.97 * value, 1.04 * value, (value,), paired)
+
+
+def table(record: Record) -> Table:
+    """A record as a run names it."""
+    return Table(f"{MODEL}/latency/{record.what}", record.key, record.rows, record.made_from, run="a1")
+
+
+def timed(prompt: int, speed: dict[float, float], ttft: float = 1.0, busy: float = 0.0) -> Latency:
+    """At each keep ratio, the paired ratio of tokens per second, and that of the time to first token below 1."""
+    rows = []
+    for keep, paired in speed.items():
+        held = quantity(46080 * prompt * keep, keep, 0)
+        first = quantity(prompt / 500, 1.0 if keep == 1 else ttft)
+        rows.append(
+            LatencyRow(keep, 1, first, quantity(8 * paired, paired), quantity(0.01), held, held, held, held, None)
+        )
+    machine = dataclasses.replace(MACHINE, others_busy_cores=busy)
+    return Latency(tuple(rows), prompt, 8, 256, 5, 1, 0, (), (), machine)
 
 
 def contexts(gain: float = 2.86) -> Table:
-    """Decoding at keep 0.1 is ``gain`` times as fast at the longest context."""
-    rows: list[dict[str, Any]] = []
-    for context in (512, 2048, 8192):
-        for keep, share in ((1.0, 0.0), (0.9, 0.1), (0.5, 0.6), (0.1, 1.0)):
-            speed = 1 + (gain - 1) * share * context / 8192
-            size = 46080 * context * keep
-            rows.append(
-                {"context": context, "keep_ratio": keep}
-                | quantity("tokens_per_second", 8 * speed, speed)
-                | quantity("ttft_seconds", context / 500, 1.0)
-                | quantity("cache_bytes_after_prefill", size, keep, 0)
-            )
-    made = {"settings": {"new_tokens": 8}, "environment": ENVIRONMENT, "busy": True}
-    return Table(f"{MODEL}/latency/contexts", ["context", "keep_ratio"], rows, made, run="a1")
+    """Decoding at keep 0.1 is ``gain`` times as fast at the longest context; the machine was busy."""
+    lengths = (512, 2048, 8192)
+    share = dict(zip(KEEPS, (0.0, 0.1, 0.6, 1.0), strict=True))
+    latencies = [
+        timed(length, {keep: 1 + (gain - 1) * share[keep] * length / lengths[-1] for keep in KEEPS}, busy=1.0)
+        for length in lengths
+    ]
+    return table(contexts_record(Contexts(lengths, tuple(latencies))))
 
 
 def ttft(ratio: float = 1.01) -> Table:
-    """The time to first token is ``ratio`` that of keep 1.0 at keep 0.9."""
-    rows = [
-        {"keep_ratio": keep}
-        | quantity("ttft_seconds", 0.52, 1.0 if keep == 1 else ratio)
-        | quantity("tokens_per_second", 11.0, 1.0 if keep == 1 else 0.99)
-        for keep in (1.0, 0.9, 0.5, 0.1)
-    ]
-    made = {"settings": {"prompt_tokens": 256}, "environment": ENVIRONMENT, "busy": False}
-    return Table(f"{MODEL}/latency/ttft", ["keep_ratio"], rows, made, run="a1")
+    """The time to first token is ``ratio`` that of keep 1.0 at every keep ratio below."""
+    return table(latency_record(timed(256, {keep: 1.0 if keep == 1 else 0.99 for keep in KEEPS}, ratio)))
 
 
 def cold_start(first_call: float = 1.1, honest: float = 1.01) -> list[Table]:
     """A first call takes ``first_call`` warm ones; honest timers show ``honest`` at every keep ratio."""
+    speed = quantity(11.0, 0.99)
     rows = [
-        {"keep_ratio": keep}
-        | quantity("cold_ttft_seconds", 0.6, 1.0 if keep == 1 else honest / first_call)
-        | quantity("warm_ttft_seconds", 0.52, 1.0 if keep == 1 else honest)
-        for keep in (1.0, 0.9, 0.5, 0.1)
-    ]
-    rows = [{name.replace("ttft_seconds", "ttft"): value for name, value in row.items()} for row in rows]
-    calls = [
-        {"what": what, "inside": inside} | quantity("seconds", seconds, seconds / 0.52)
-        for what, inside, seconds in (
-            ("whole first call", True, 0.52 * first_call),
-            ("imports before the call", False, 4.2),
-            ("loading the model", False, 0.9),
-            ("lazy imports and kernels", True, 0.03),
-            ("first allocation", True, 0.004),
-            ("first forward", True, 0.02),
-            ("first call, imports and loading", False, 5.1 + 0.52 * first_call),
+        ColdRow(
+            keep,
+            quantity(0.6, 1.0 if keep == 1 else honest / first_call),
+            speed,
+            quantity(0.52, 1.0 if keep == 1 else honest),
+            speed,
         )
+        for keep in KEEPS
     ]
-    return [
-        Table(f"{MODEL}/latency/cold-start", ["keep_ratio"], rows, {"environment": ENVIRONMENT}, run="a1"),
-        Table(f"{MODEL}/latency/first-call", ["what"], calls, {"environment": ENVIRONMENT}, run="a1"),
+    parts = [
+        Part("imports before the call", False, quantity(4.2, 8.0)),
+        Part("loading the model", False, quantity(0.9, 1.8)),
+        Part("lazy imports and kernels", True, quantity(0.03, 0.06)),
+        Part("first allocation", True, quantity(0.004, 0.01)),
+        Part("first forward", True, quantity(0.02, 0.04)),
     ]
+    whole = quantity(0.52 * first_call, first_call), quantity(5.1 + 0.52 * first_call, 9.8 + first_call)
+    cold = ColdStart(MODEL, "float32", 256, 256, 4, 2, 0, *whole, tuple(parts), tuple(rows), (3,), (), MACHINE)
+    return [table(record) for record in cold_start_records(cold)]
 
 
 def precisions(shift: float = 3e-4) -> Table:

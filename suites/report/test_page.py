@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 
@@ -10,7 +11,7 @@ import pytest
 from knorm_core.report import FILE, write_report
 from knorm_core.report.page import SECTIONS, render
 from knorm_core.report.svg import draw
-from knorm_core.results import Results
+from knorm_core.results import Results, Table
 from suites.report.conftest import Parsed
 
 pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("report")]
@@ -27,6 +28,7 @@ ORDER = [
     "precision",
     "baselines",
 ]
+COUNTS = {"scored_tokens": 10, "evictions_per_layer": 0}
 COMMAND = re.compile(r"(tox|pytest)( |$)")
 
 
@@ -129,3 +131,22 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
 def test_the_same_drawing_is_the_same_text():
     one, other = (draw("x", lambda ax: ax.plot([1, 2], marker="o"), alt="", height=1) for _ in range(2))
     assert one == other
+
+
+@pytest.mark.parametrize(
+    ("ratios", "ppl", "says"),
+    [
+        ((1.0,), 20.0, "Nothing was compressed here."),
+        ((1.0, 0.5), math.nan, "by no finite change"),
+        ((1.0, 0.5), math.inf, "by no finite change"),
+    ],
+    ids=["nothing compressed", "not a number", "infinite"],
+)
+def test_odd_numbers_make_a_page_all_the_same(ratios, ppl, says):
+    interval = {"ratio_low": 0.0, "ratio_high": math.inf}  # of a single block
+    rows = [
+        {"keep_ratio": keep, "ppl": 20.0 if keep == 1 else ppl, "mean_cache": 9, "peak_cache": 9} for keep in ratios
+    ]
+    table = Table("m/t/ppl-absolute", ["keep_ratio"], [row | interval | COUNTS for row in rows])
+    found = Parsed(render(Results(tables=[table])))
+    assert any(says in finding for finding in found.findings)
