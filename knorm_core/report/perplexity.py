@@ -164,13 +164,14 @@ def _plot(ax: Axes, curve: Sequence[Point], mode: str, report: Report, limits: t
             label=f"the report's {column} column",
         )
     axes.with_intervals(ax, [(p.keep, p.ratio, p.low, p.high) for p in curve], _COLOURS[mode], label="measured")
-    for point in curve[1:]:
+    for before, point in pairwise(curve):
+        falls = point.ratio < before.ratio  # the line comes from above: the number goes beside it
         ax.annotate(
             f"{point.ppl:,.1f}",
             (point.keep, axes.finite(point.high, point.ratio)),
             textcoords="offset points",
-            xytext=(0, 4),
-            ha="center",
+            xytext=(4, 3) if falls else (0, 4),
+            ha="left" if falls else "center",
             fontsize=9,
         )
     axes.keep_ratio_axis(ax, [point.keep for point in curve])
