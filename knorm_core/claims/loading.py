@@ -107,7 +107,7 @@ def load_claims(folder: str | os.PathLike[str]) -> list[Claim]:
 def _read(path: Path) -> list[Claim]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # bad UTF-8, bad TOML, TOML of a thousand levels
         raise ClaimError(f"{path}: {error}") from None
     _keys(content, ("source", "claim"), ("defaults",), str(path))
     if content["source"] not in _SOURCES:
