@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ class Process:
         if self.pid == 0:
             status = 1
             with contextlib.suppress(BaseException):
+                gc.freeze()  # what this process has is not looked through again, and so not copied
                 os.close(self._read)
                 _be_quiet()
                 if dies_at is not None:
