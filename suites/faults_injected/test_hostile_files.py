@@ -255,7 +255,7 @@ def test_changed_claims_are_refused_or_are_claims(examples, tmp_path):
     for content in (
         b"a = " + b"[" * 100_000,
         b"a = " + b"9" * 10_000,
-        b"a" + b".a" * 100_000 + b" = 1",
+        b"a" + b".a" * 2_000 + b" = 1",
         b"\xff",
         b"\0",
     ):
