@@ -1,8 +1,8 @@
 """Passkey and needle: the prompts are what they say, one pass decides as greedy decoding does, and how it ends.
 
-Main job, CPU-seconds in float64: after prefill, ten keys at 256 and at 512 tokens, five at 1,024 and three
-needles at 512 (a prefill each, and half a second for each of seven rows: 60 + 85 + 70 + 25); at every step from
-256 on, five keys at 512 tokens (a prefill and four rows of 256 tokens: 60). The long form, 50 keys in each of 20
+Main job, CPU-seconds in float64: after prefill, ten keys each at 256, 512, 1,024 and 2,048 tokens and three
+needles at 512 (a prefill each, and half a second for each of seven rows: 60 + 85 + 140 + 240 + 25); at every step
+from 256 on, ten keys at 512 tokens (a prefill and four rows of 256 tokens: 120). The long form, 50 keys in each of 20
 cells of context and depth, takes 8 CPU-hours.
 """
 
@@ -155,8 +155,9 @@ def passkey_prompts(count):
 MAIN = {
     "passkey 256": (256, passkey_prompts(10), ONCE),
     "passkey 512": (512, passkey_prompts(10), ONCE),
-    "passkey 512 every step": (512, passkey_prompts(5), [UNCOMPRESSED, *ALWAYS]),
-    "passkey 1024": (1024, passkey_prompts(5), ONCE),
+    "passkey 512 every step": (512, passkey_prompts(10), [UNCOMPRESSED, *ALWAYS]),
+    "passkey 1024": (1024, passkey_prompts(10), ONCE),
+    "passkey 2048": (2048, passkey_prompts(10), ONCE),
     "needle 512": (512, NEEDLES, ONCE),
 }
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -31,6 +31,9 @@ from suites.plugins.results import RecordTable
 from suites.plugins.tables import print_table
 
 RTOL = 1e-6
+# A confidence limit counts some blocks of 32 tokens several times, so where single tokens part by some 1e-6 (see
+# `knorm_core.onepass`), it moves further than the mean over all of them: by 1.4e-6 between two processors.
+_LIMITS = 10
 _STAGING = "KNORM_STAGING"
 _VERSIONS = "versions"
 
@@ -109,7 +112,16 @@ class Golden:
             )
         cells = changed_cells(_rows(_read(table)), _rows(frame))
         try:
-            self._regression.check(frame, fullpath=table, default_tolerance={"rtol": rtol, "atol": atol})
+            self._regression.check(
+                frame,
+                fullpath=table,
+                default_tolerance={"rtol": rtol, "atol": atol},
+                tolerances={
+                    column: {"rtol": _LIMITS * rtol, "atol": atol}
+                    for column in frame
+                    if column.endswith(("_low", "_high"))
+                },
+            )
             record("same", cells)
         except AssertionError as error:
             record("changed", cells)
