@@ -41,6 +41,11 @@ STEPS: dict[tuple[str, str], str] = {
     ("pg19", "cache"): "+----",
 }
 
+# With true positions, tables made with AVX2, AVX-512 and SSE4.2 part by 1e-8. With positions from the cache length a
+# single eviction that a last bit decides is felt: in the second article at keep 0.3, AVX2 evicts another key than
+# AVX-512 and SSE4.2 do (a float32 RMSNorm moves its norm across a rounding step), and that cell moves by 5e-5.
+TOLERANCE = {"absolute": 1e-6, "cache": 1e-4}
+
 
 @pytest.fixture(scope="session")
 def table_of(request, language_model, texts_of, cell_of, run_all):
@@ -136,6 +141,7 @@ def test_table_matches_baseline(
         rows,
         key=("keep_ratio",),
         made_from=made_from(language_model, texts, positions=position_mode, **settings),
+        rtol=TOLERANCE[position_mode],
     )
 
 
