@@ -161,7 +161,7 @@ def check_setting(
     if len(setting.skip_layers | setting.sliding.keys()) == layers:
         raise ValueError(
             f"no layer is left to compress: skip_layers={sorted(setting.skip_layers)}, "
-            f"sliding-window layers={sorted(setting.sliding)}, of {layers} layers"
+            f"sliding-window layers={sorted(setting.sliding)}, of {layers} layers; a window bounds a cache already"
         )
     return ids, setting
 

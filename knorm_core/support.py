@@ -155,6 +155,9 @@ def _probe(model: nn.Module) -> Support:
     try:
         ids = torch.zeros(1, 1, dtype=torch.int64, device=_device(model))
         private_copy(model, _PROBE)(input_ids=ids, position_ids=ids, use_cache=False)
+    except TypeError:
+        if found.layers:
+            raise  # else the model attends by code of its own, which misses the mask that a probe has none of
     finally:
         _found.reset(token)
     layers = text_config(model).num_hidden_layers

@@ -57,11 +57,13 @@ FAMILIES |= {
 
 # What one pass cannot serve and a real cache can, and the reason that is given.
 SLOW = {
+    "falcon": "does not go through transformers' AttentionInterface",
     "gptj": "does not go through transformers' AttentionInterface",
     "gpt_oss": "layer 0 attends with s_aux",  # attention sinks
     "phi3_longrope": r"changes beyond position 48 \(longrope\), and the text reaches 69",
 }
 FAMILIES |= {
+    "falcon": ("FalconConfig", {**_COMMON, "alibi": False}),
     "gptj": ("GPTJConfig", {**_OPENAI, "rotary_dim": 4}),
     "gpt_oss": ("GptOssConfig", {**_GPT_OSS, "sliding_window": 20, "layer_types": [SLIDING, FULL, FULL]}),
     "phi3_longrope": (
