@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from knorm_core.report import axes, sawtooth
 from knorm_core.report.named import Named, named
 from knorm_core.report.palette import LIGHT, SERIES
-from knorm_core.report.section import Absent, Figure, Panel, Section, merged
+from knorm_core.report.section import Absent, Figure, Panel, Section, merged, shown
 from knorm_core.report.svg import draw, short
 from knorm_core.report.words import keep, listed, number
 from knorm_core.results import Results
@@ -34,6 +34,7 @@ def section(results: Results) -> Section:
         "Cache length and evictions",
         "Did compression fire, and how much memory does a keep ratio really save?",
         [*traces, *memory],
+        tables=[shown(one.table, f"The report's faults: did it fire, {one.where}") for one in named(results, "faults")],
         absent=[
             Absent(what, "tox", "pytest -m repro suites/reproduction")
             for what, found in (("the cache's length step by step", traces), ("mean caches and evictions", memory))

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -26,7 +26,7 @@ from knorm_core.report import (
     verdicts,
 )
 from knorm_core.report.palette import DARK, LIGHT
-from knorm_core.report.section import Figure, Section, ShownTable
+from knorm_core.report.section import Figure, Section, ShownTable, shown
 from knorm_core.report.words import counted, number
 from knorm_core.results import Results
 
@@ -74,7 +74,7 @@ class PlacedSection:
 
 def render(results: Results) -> str:
     """The page as HTML text."""
-    sections = [_placed(section(results)) for section in SECTIONS]
+    sections = [_placed(section) for section in with_the_rest([make(results) for make in SECTIONS], results)]
     tables = [table for one in sections for table in (*(figure.table for figure in one.figures), *one.tables)]
     script = _part("page.js")
     return (
@@ -92,6 +92,15 @@ def render(results: Results) -> str:
             long_table=LONG_TABLE,
         )
     )
+
+
+def with_the_rest(sections: Sequence[Section], results: Results) -> list[Section]:
+    """The sections, with every table that none of them shows at the end of the last one."""
+    everything = [table for one in sections for table in (*(figure.table for figure in one.figures), *one.tables)]
+    known = {name for table in everything for name in table.sources}
+    rest = [shown(table, f"Recorded as well: {table.name}") for table in results.tables if table.name not in known]
+    *others, last = sections
+    return [*others, replace(last, tables=[*last.tables, *rest])]
 
 
 def title(results: Results) -> str:

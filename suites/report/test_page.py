@@ -94,6 +94,13 @@ def test_the_tables_hold_the_recorded_numbers_in_full(parsed, results):
             assert {repr(float(value)) for value in numbers} <= cells, table.name
 
 
+def test_a_table_that_no_section_knows_is_shown_all_the_same():
+    table = Table("m/t/of-another-knorm", ["keep_ratio"], [{"keep_ratio": 0.5, "what": 1234.5}])
+    found = Parsed(render(Results(tables=[table])))
+    assert "1234.5" in [cell.attributes.get("data-value") for cell in found.all("td")]
+    assert "Recorded as well: m/t/of-another-knorm" in "".join(found.text)
+
+
 def test_headings_scope_their_columns_and_every_table_has_a_caption(parsed):
     assert {element.attributes.get("scope") for element in parsed.all("th")} == {"col"}
     assert len(parsed.all("caption")) == len(parsed.all("table"))
