@@ -120,7 +120,7 @@ class Store:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._use(lambda file: file.execute(f"INSERT OR REPLACE {_INTO_RESULTS}", entry))
-        except (sqlite3.Error, OSError, _DamagedError, _ForeignError) as error:
+        except (sqlite3.Error, OSError, RecursionError, _DamagedError, _ForeignError) as error:
             self._writes = False
             _warn(f"{self.path}: {_reason(error)}. Results are not stored from here on; the run goes on")
 

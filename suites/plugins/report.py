@@ -15,8 +15,9 @@ def unwritable(folder: str | os.PathLike[str] | None) -> str:
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        return f"--knorm-report {folder}: nothing can be written there ({error.strerror}); name another folder"
+    except (OSError, RecursionError) as error:  # as for a path of many hundred folders
+        reason = getattr(error, "strerror", None) or error
+        return f"--knorm-report {folder}: nothing can be written there ({reason}); name another folder"
     return ""
 
 
