@@ -14,7 +14,9 @@ def unwritable(folder: str | os.PathLike[str] | None) -> str:
     try:
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            tempfile.NamedTemporaryFile(
+                dir=folder, prefix=".results-"
+            ).close()  # by name: a path may be too long with one
     except (OSError, RecursionError) as error:  # as for a path of many hundred folders
         reason = getattr(error, "strerror", None) or error
         return f"--knorm-report {folder}: nothing can be written there ({reason}); name another folder"
