@@ -85,7 +85,7 @@ def test_the_last_states_and_the_head_are_the_model_whatever_comes_after_its_lay
         tokens, positions = random_ids(40), torch.arange(40)
         with torch.inference_mode():
             logits = model(tokens[None]).logits[0]
-            states = last_states(private_copy(model, "eager"), tokens, positions, 40)
+            states = last_states(private_copy(model, "eager"), tokens[None], positions, 40)[0]
             bare = model.get_output_embeddings()(states)
         torch.testing.assert_close(Head(model)(states), logits, atol=1e-9, rtol=1e-9)
         assert not torch.allclose(bare, logits, rtol=1e-2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import signal
 import sys
 import time
@@ -42,6 +43,10 @@ class Process:
                 status = 0
             os._exit(status)
         os.close(write)
+
+    def wait_for_a_word(self) -> None:
+        """Until it has told something, or has ended: on a busy machine a process may take long to begin."""
+        select.select([self._read], [], [])
 
     def kill(self, after: float) -> None:
         """Kill it ``after`` seconds from now; it may have ended by then."""

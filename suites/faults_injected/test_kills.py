@@ -59,13 +59,15 @@ def test_what_two_writers_had_stored_is_whole_after_each_is_killed(rounds, tmp_p
 
         writers = [Process(lambda tell, at=at: write(tell, at)) for at in (first, first + 1000)]
         for writer in writers:
+            if moments.random() < 0.75:  # else the file's making may be what is killed
+                writer.wait_for_a_word()
             writer.kill(after=moments.uniform(0, 0.08))
         ended = [writer.end() for writer in writers]
         assert {status for status, _ in ended} == {-signal.SIGKILL}
         stored |= {number for _, told in ended for number in told}
         store = Store(path)  # any StoreWarning would be an error
         assert all(get(store, number) == content(number) for number in stored if number >= first)
-    assert len(stored) > 2 * rounds
+    assert len(stored) >= rounds
     assert all(get(store, number) == content(number) for number in stored)
     with contextlib.closing(sqlite3.connect(path)) as file:
         assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
