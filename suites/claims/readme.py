@@ -1,6 +1,7 @@
-"""The README's table of verdicts, from the baselines: ``python -m suites.claims.readme [RESULTS]`` prints it.
+"""The README's table of verdicts, from the baselines.
 
-Latencies have no baselines: with a results folder, its tables are added to those of the baselines.
+``python -m suites.claims.readme [RESULTS ...]`` writes it into the README. Latencies have no baselines: the tables of
+results folders are added to those of the baselines.
 """
 
 from __future__ import annotations
@@ -8,15 +9,19 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import takewhile
 
 from knorm_core.claims import judge, load_claims
 from knorm_core.results import Results, Verdict, read_results
 from suites.claims.recorded import BASELINES, recorded_tables
 from suites.plugins.ledger import reason
 
+README = BASELINES.parent / "README.md"
+HEAD = ["| source | claim | what became of it |", "|---|---|---|"]
+
 
 def ledger(*folders: str) -> list[Verdict]:
-    """The verdicts from the baselines' tables and those of results folders, which come first."""
+    """The verdicts from the baselines' tables and those of results folders."""
     results = recorded_tables()
     for folder in folders:
         results = results.updated(Results(tables=read_results(folder).tables))
@@ -28,9 +33,16 @@ def table_lines(verdicts: Sequence[Verdict]) -> list[str]:
     rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for verdict in verdicts:
         rows[verdict.source, verdict.verdict, reason(verdict)].append(verdict.claim)
-    cells = [(source, " ".join(claims), f"**{name}**{why}") for (source, name, why), claims in rows.items()]
-    return ["| source | claim | what became of it |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in cells)]
+    return [f"| {source} | {' '.join(claims)} | **{name}**{why} |" for (source, name, why), claims in rows.items()]
+
+
+def updated(text: str, rows: Sequence[str]) -> str:
+    """The README with these rows in place of the table's."""
+    lines = text.split("\n")
+    start = lines.index(HEAD[0]) + len(HEAD)
+    length = len(list(takewhile(lambda line: line.startswith("|"), lines[start:])))
+    return "\n".join([*lines[:start], *rows, *lines[start + length :]])
 
 
 if __name__ == "__main__":
-    print("\n".join(table_lines(ledger(*sys.argv[1:]))))
+    README.write_text(updated(README.read_text(encoding="utf-8"), table_lines(ledger(*sys.argv[1:]))), encoding="utf-8")
