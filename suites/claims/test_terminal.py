@@ -105,11 +105,10 @@ def test_a_run_that_measured_something_ends_with_the_verdicts_and_then_where_the
     result = project("--knorm-report", "out")
     result.assert_outcomes(passed=2)
     lines = [line for line in result.outlines if line.strip()]
-    order = [
-        next(i for i, line in enumerate(lines) if part in line) for part in ("shown", "What became of", "report: ")
-    ]
+    parts = ("shown", "What became of", "The paper: ", "results.jsonl", "out/index.html")
+    order = [next(i for i, line in enumerate(lines) if part in line) for part in parts]
     assert order == sorted(order)
-    assert "report: out/index.html" in lines[-2]
+    assert order[-1] == len(lines) - 2  # and then pytest's own last line
     results = read_results("out")
     judged = judge(load_claims(BASELINES / "claims"), results)
     assert [verdict.verdict for verdict in results.verdicts] == [verdict.verdict for verdict in judged]
