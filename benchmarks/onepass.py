@@ -1,6 +1,6 @@
 """How fast the one-pass evaluation is: against a plain forward, against stepwise, a whole table, and memory.
 
-    python benchmarks/onepass.py [--lengths 1024,2048,4096,8192] [--rounds 7]
+    python benchmarks/onepass.py [--lengths 1024,2048,4096,8192] [--rounds 7] [--variants 'keep 0.5,keep 0.99']
 
 Everything is timed in one process, warm, in float32 with one thread, as CPU time: each variant runs right after a
 plain forward of its own, in rounds, and the figure is the median over rounds of that pair's ratio, so that
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--lengths", default="1024,2048,4096,8192")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--variants", default="", help="only these, such as 'keep 0.5,table of 11' (default: all)")
     parser.add_argument("--memory-of", choices=("plain", "onepass"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -46,7 +47,7 @@ def main() -> None:
     console.print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, float32, prune_after {PRUNE_AFTER}")
     console.print("CPU time as a multiple of a plain uncompressed forward with the same logits: median [quartiles]")
     for length in lengths:
-        for name, seconds, ratios in pairs(model, ids[:length], arguments.rounds):
+        for name, seconds, ratios in pairs(model, ids[:length], arguments.rounds, arguments.variants):
             low, middle, high = statistics.quantiles(ratios, n=4)
             plain = f"plain {seconds:.2f} s"
             console.print(
@@ -64,7 +65,9 @@ def main() -> None:
             )
 
 
-def pairs(model: torch.nn.Module, ids: torch.Tensor, rounds: int) -> Iterator[tuple[str, float, list[float]]]:
+def pairs(
+    model: torch.nn.Module, ids: torch.Tensor, rounds: int, only: str
+) -> Iterator[tuple[str, float, list[float]]]:
     """Per variant: its name, the median seconds of a plain forward, and the ratio of every pair."""
     variants: dict[str, Callable[[], object]] = {
         **{f"keep {r}": lambda r=r: evaluate(model, ids, keep_ratio=r) for r in (0.99, 0.9, 0.5, 0.1)},
@@ -75,6 +78,8 @@ def pairs(model: torch.nn.Module, ids: torch.Tensor, rounds: int) -> Iterator[tu
             model, ids, keep_ratios=RATIOS, positions=("absolute", "cache"), prune_after=PRUNE_AFTER
         )
     for name, variant in variants.items():
+        if only and name not in only.split(","):
+            continue
         cpu_seconds(variant)  # warm
         # A plain forward on either side: their mean is what the machine was worth while the variant ran.
         plain = [cpu_seconds(lambda: plain_forward(model, ids))]
