@@ -25,7 +25,7 @@ from knorm_core.setting import Setting
 from knorm_core.texts import load_texts
 
 # What decides no number: pytest's side, the contract, the timers, claims and reports, and where results are kept.
-_DECIDES_NOTHING = {"contract", "latency", "claims", "report", "compare", "results.py"}
+_DECIDES_NOTHING = {"contract", "latency", "claims", "report", "compare", "results.py", "results_file.py"}
 _DECIDES_NOTHING |= {"plugin.py", "store.py", "sweep.py", "cluster.py"}
 
 

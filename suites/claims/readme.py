@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from knorm_core.claims import judge, load_claims
-from knorm_core.results import Results, Verdict, read_results
+from knorm_core.results import Results, Verdict
+from knorm_core.results_file import read_results
 from suites.claims.recorded import BASELINES, recorded_tables
 from suites.plugins.ledger import reason
 

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from knorm_core.claims import judge, load_claims
-from knorm_core.results import Results, Table, read_results
+from knorm_core.results import Results, Table
+from knorm_core.results_file import read_results
 from suites.claims.recorded import BASELINES
 from suites.plugins.ledger import Ledger
 

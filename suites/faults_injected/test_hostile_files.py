@@ -21,7 +21,8 @@ import torch
 from knorm_core import ModelNotFoundError, TextNotFoundError, hub, load_model, load_texts, models
 from knorm_core.encoding import EVALUATION, remember
 from knorm_core.evaluation import evaluate
-from knorm_core.results import Baseline, Cell, Results, ResultsError, Run, Table, Test, read_results, write_results
+from knorm_core.results import Baseline, Cell, Results, Run, Table, Test
+from knorm_core.results_file import ResultsError, read_results, write_results
 from knorm_core.store import Store, StoreWarning, _seal, _sha256, canonical
 from suites.families import random_ids, tiny_model
 from suites.faults_injected.mutations import for_every_change, refusal

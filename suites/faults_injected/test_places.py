@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from knorm_core.models import load_model
-from knorm_core.results import read_results
+from knorm_core.results_file import read_results
 from knorm_core.store import Store, StoreWarning, store_of
 from suites.core.test_paths import NAMES, REPEATED, TOO_LONG
 from suites.faults_injected.project import run_pytest, write_files

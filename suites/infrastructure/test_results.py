@@ -8,22 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knorm_core.results import (
-    FILE,
-    VERDICTS,
-    Baseline,
-    Cell,
-    Number,
-    Results,
-    ResultsError,
-    Run,
-    StandIn,
-    Table,
-    Test,
-    Verdict,
-    read_results,
-    write_results,
-)
+from knorm_core.results import VERDICTS, Baseline, Cell, Number, Results, Run, StandIn, Table, Test, Verdict
+from knorm_core.results_file import FILE, ResultsError, read_results, write_results
 
 pytestmark = pytest.mark.fast
 

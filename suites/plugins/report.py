@@ -6,7 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from knorm_core.results import Results, write_results
+from knorm_core.results import Results
+from knorm_core.results_file import write_results
 
 
 def unwritable(folder: str | os.PathLike[str] | None) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from knorm_core.results import FILE, Baseline, Cell, Results, ResultsError, Run, Table, Test, read_results
+from knorm_core.results import Baseline, Cell, Results, Run, Table, Test
+from knorm_core.results_file import FILE, ResultsError, read_results
 from suites.plugins.ledger import Ledger
 from suites.plugins.report import unwritable, write
 

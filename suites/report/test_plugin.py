@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from knorm_core.report import FILE
-from knorm_core.results import FILE as RESULTS
-from knorm_core.results import Results, read_results
+from knorm_core.results import Results
+from knorm_core.results_file import FILE as RESULTS
+from knorm_core.results_file import read_results
 from suites.plugins.report import unwritable, write
 
 ROOT = Path(__file__).parents[2]
