@@ -1,6 +1,6 @@
-"""The README's table of verdicts, from the baselines.
+"""The table of verdicts in this folder's README, from the baselines.
 
-``python -m suites.claims.readme [RESULTS ...]`` writes it into the README. Latencies have no baselines: the tables of
+``python -m suites.claims.readme [RESULTS ...]`` writes it there. Latencies have no baselines: the tables of
 results folders are added to those of the baselines.
 """
 
@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import takewhile
+from pathlib import Path
 
 from knorm_core.claims import judge, load_claims
 from knorm_core.results import Results, Verdict
@@ -17,7 +18,7 @@ from knorm_core.results_file import read_results
 from suites.claims.recorded import BASELINES, recorded_tables
 from suites.plugins.ledger import reason
 
-README = BASELINES.parent / "README.md"
+README = Path(__file__).with_name("README.md")
 HEAD = ["| source | claim | what became of it |", "|---|---|---|"]
 
 
