@@ -98,9 +98,11 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -
 
     config_name, arguments = FAMILIES[family]
     config = getattr(transformers, config_name)(**arguments)
+    # transformers 4 lets a model be made with SDPA that then drops its soft-capping; 5 makes it eager.
+    attention = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64, **attention)
         for name, parameter in model.named_parameters():
             # transformers initialises for training; these make attention peaked, so that who is evicted
             # and at which position a token is fed change the loss by far more than rounding does.

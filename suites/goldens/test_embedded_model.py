@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -53,6 +54,8 @@ def check_baseline(golden, tables, samples, loaded):
 
 @pytest.mark.fast
 def test_short_samples_match_the_baseline(tables, samples, embedded_model, golden):
+    if version("transformers").startswith("4."):
+        pytest.skip("transformers 4 makes another tokenizer of the embedded GGUF; baselines are of transformers 5's")
     check_baseline(golden, tables, samples, embedded_model)
 
 
