@@ -305,22 +305,22 @@ def test_a_reproduction_stopped_by_ctrl_c_goes_on_where_it_was(reproduction, opt
     while "PASSED" not in (line := first.stdout.readline()):
         assert line, "nothing passed"
     os.killpg(first.pid, signal.SIGINT)
-    said = first.communicate(timeout=60)[0]
+    said = first.communicate(timeout=300)[0]
     assert first.returncode == pytest.ExitCode.INTERRUPTED, said
     second = reproduction(*options)
-    said = second.communicate(timeout=120)[0]
+    said = second.communicate(timeout=600)[0]
     assert second.returncode == 0, said
     found = int(re.search(r"knorm: (\d+) of 48 results from the store .*results.sqlite, computed 20", said)[1])
     assert 12 <= found < 48
     third = reproduction(*options)
-    assert "knorm: 48 of 48 results from the store" in third.communicate(timeout=120)[0]
+    assert "knorm: 48 of 48 results from the store" in third.communicate(timeout=600)[0]
     anew = reproduction(*options, "--force-regen")
-    assert "knorm: 48 results computed, for the store" in anew.communicate(timeout=120)[0]
+    assert "knorm: 48 results computed, for the store" in anew.communicate(timeout=600)[0]
 
 
 def test_a_reproduction_on_a_cluster_shows_its_progress(reproduction, cluster):
     run = reproduction("--knorm-scheduler", cluster.scheduler_address)
-    said = run.communicate(timeout=120)[0]
+    said = run.communicate(timeout=600)[0]
     assert run.returncode == 0, said
     assert "knorm: 48 of 48 cells, 0 from the store, 0 failed" in said
     assert "knorm: 48 results computed, for the store" in said
