@@ -23,6 +23,8 @@ def environment(hub: StandIn, home: Path) -> dict[str, str]:
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "60",  # seconds: a busy machine is not a dead hub
+        "HF_HUB_ETAG_TIMEOUT": "60",
         "KNORM_STAND_IN_PINS": json.dumps(content.pins(hub.repositories)),
         "NO_PROXY": "127.0.0.1,localhost",
         "OMP_NUM_THREADS": "1",
