@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from knorm_core.report import axes, claimed
 from knorm_core.report.named import Named, named
 from knorm_core.report.palette import LIGHT
-from knorm_core.report.section import Figure, Panel, merged
+from knorm_core.report.section import Figure, Panel, shown
 from knorm_core.report.svg import draw, plain, short
 from knorm_core.report.words import change, keep, listed, multiple, number
 from knorm_core.results import Results
@@ -18,18 +18,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = Mapping[str, Any]
-WHOLE = "whole first call"
+WHOLE, WITH_START = "whole first call", "first call, imports and loading"
 
 
 def figures(results: Results) -> list[Figure]:
-    """One figure per model of which both tables are there."""
+    """Per model of which both tables are there: the claim beside two ways to measure, and the parts of a first call."""
     first = {one.model: one for one in named(results, "first-call")}
     claims = claimed.by_keep_ratio(results.verdicts, "ttft")
-    return [
-        _figure(f"cold-{index}", one, first[one.model], claims)
-        for index, one in enumerate(named(results, "cold-start"))
-        if one.model in first
-    ]
+    found = []
+    for index, one in enumerate(named(results, "cold-start")):
+        if one.model in first:
+            found += [
+                _claim(f"cold-{index}", one, first[one.model], claims),
+                _parts(f"first-{index}", first[one.model]),
+            ]
+    return found
 
 
 def finding(first_call: Row, rows: Sequence[Row], claims: Mapping[float, float]) -> str:
@@ -46,10 +49,19 @@ def finding(first_call: Row, rows: Sequence[Row], claims: Mapping[float, float])
     return f"{text}; with honest timers the best keep ratio has {change(best)}."
 
 
-def _figure(name: str, one: Named, first: Named, claims: Mapping[float, float]) -> Figure:
+def parts_finding(calls: Sequence[Row]) -> str:
+    """How long a first call takes, how much of that only a first one does, and what comes before it."""
+    whole = _whole(calls)["seconds"]
+    extra = sum(row["seconds"] for row in calls if row["inside"] and row["what"] != WHOLE)
+    before = sum(row["seconds"] for row in calls if not row["inside"] and row["what"] != WITH_START)
+    return (
+        f"A first call takes {_seconds(whole)}, and what only a first one does {_seconds(extra)} of that; imports and "
+        f"loading of the model, which no timer of a call sees, take {_seconds(before)}."
+    )
+
+
+def _claim(name: str, one: Named, first: Named, claims: Mapping[float, float]) -> Figure:
     rows = [row for row in one.table.rows if row["keep_ratio"] < 1]
-    calls = first.table.rows
-    whole = next(row for row in calls if row["what"] == WHOLE)
     series: dict[str, list[tuple[float, float | None, float | None]]] = {
         label: [(row[f"{way}_ttft_ratio"], row[f"{way}_ttft_ratio_low"], row[f"{way}_ttft_ratio_high"]) for row in rows]
         for label, way in (("honest timers", "warm"), ("cold baseline", "cold"))
@@ -60,35 +72,51 @@ def _figure(name: str, one: Named, first: Named, claims: Mapping[float, float]) 
         for at, row in enumerate(rows)
         for label, values in series.items()
     )
-    times = listed(f"{plain(row['what'])} {number(round(row['seconds'], 3))} s" for row in calls)
+    svg = draw(
+        name,
+        lambda ax: axes.forest(
+            ax,
+            [f"keep {keep(row['keep_ratio'])}" for row in rows],
+            series,
+            "time to first token, multiple of keep 1.0",
+            theirs,
+        ),
+        alt=f"Dot plot of the time to first token against keep 1.0, {one.model}: {told}.",
+        height=1.4 + 0.6 * len(rows),
+    )
     return Figure(
         f"{one.model}: could a cold start have made it?",
-        finding(whole, rows, claims),
-        [
-            Panel(
-                "Time to first token, multiple of keep 1.0",
-                draw(
-                    f"{name}-ttft",
-                    lambda ax: axes.forest(
-                        ax, [f"keep {keep(row['keep_ratio'])}" for row in rows], series, "multiple of keep 1.0", theirs
-                    ),
-                    alt=f"Dot plot of the time to first token against keep 1.0, {one.model}: {told}.",
-                    height=1.4 + 0.5 * len(rows),
-                ),
-            ),
-            Panel(
-                "A first call and what it is made of",
-                draw(
-                    f"{name}-parts",
-                    partial(_plot_parts, calls=calls),
-                    alt=f"Bars of seconds, {one.model}: {times}.",
-                    height=1.2 + 0.45 * len(calls),
-                ),
-            ),
-        ],
-        merged(f"Cold start, {one.model}", "table", [("by keep ratio", one.table), ("first call", first.table)]),
+        finding(_whole(first.table.rows), rows, claims),
+        [Panel("", svg)],
+        shown(one.table, f"Cold and honest timers by keep ratio, {one.model}"),
         note="Grey diamonds: what the report claims. Cold baseline: fresh process, keep 1.0 first, once.",
     )
+
+
+def _parts(name: str, first: Named) -> Figure:
+    calls = first.table.rows
+    times = listed(f"{plain(row['what'])} {_seconds(row['seconds'])}" for row in calls)
+    svg = draw(
+        name,
+        partial(_plot_parts, calls=calls),
+        alt=f"Bars of seconds, {first.model}: {times}.",
+        height=1.2 + 0.45 * len(calls),
+    )
+    return Figure(
+        f"{first.model}: what a first call is made of",
+        parts_finding(calls),
+        [Panel("", svg)],
+        shown(first.table, f"A first call and its parts, {first.model}"),
+        note="Parts are timed in processes of their own. Hatched: before the call.",
+    )
+
+
+def _whole(calls: Sequence[Row]) -> Row:
+    return next(row for row in calls if row["what"] == WHOLE)
+
+
+def _seconds(value: float) -> str:
+    return f"{number(float(f'{value:.2g}'))} s"
 
 
 def _plot_parts(ax: Axes, calls: Sequence[Row]) -> None:
@@ -103,7 +131,7 @@ def _plot_parts(ax: Axes, calls: Sequence[Row]) -> None:
             hatch=None if inside else "////",
         )
         ax.annotate(
-            f"{number(float(format(row['seconds'], '.2g')))} s",
+            _seconds(row["seconds"]),
             (row["seconds"], at),
             textcoords="offset points",
             xytext=(4, 0),
