@@ -141,7 +141,7 @@ def test_an_interrupted_regeneration_leaves_the_old_files_whole(project, how):
         time.sleep(0.05)
     assert {"ppl.yml", "test_text.txt"} <= staged  # all is staged, nothing moved: now
     process.send_signal(how)
-    process.wait(timeout=30)
+    process.wait(timeout=120)
     kept = {name: content for name, content in files(project).items() if not name.startswith(".staging")}
     assert kept == before
     assert project("--force-regen", VALUE="20").returncode == 0
