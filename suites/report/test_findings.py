@@ -141,10 +141,11 @@ def test_a_cold_start_makes_the_claimed_fall_or_does_not():
 
 def test_a_first_call_is_told_apart_from_what_comes_before_it():
     assert cold_start.parts_finding(made_up.cold_start(1.1)[1].rows) == (
-        "A first call takes 0.57 s, and what only a first one does 0.054 s of that; imports and loading of the model, "
-        "which no timer of a call sees, take 5.1 s."
+        "A first call takes 0.57 s, 0.052 s more than a warm one; imports and loading of the model, which no timer of "
+        "a call sees, take 5.1 s."
     )
-    assert cold_start.parts_finding(made_up.cold_start(9.0)[1].rows).startswith("A first call takes 4.7 s, ")
+    assert cold_start.parts_finding(made_up.cold_start(9.0)[1].rows).startswith("A first call takes 4.7 s, 4.2 s more")
+    assert "less than a warm one" in cold_start.parts_finding(made_up.cold_start(0.9)[1].rows)
 
 
 def test_what_is_claimed_is_read_from_the_claims():

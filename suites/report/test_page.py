@@ -10,6 +10,7 @@ import pytest
 
 from knorm_core.report import FILE, write_report
 from knorm_core.report.page import SECTIONS, render
+from knorm_core.report.palette import LIGHT
 from knorm_core.report.svg import draw
 from knorm_core.results import Results, Table
 from suites.report.conftest import Parsed
@@ -133,6 +134,16 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
         write_report(Results(), tmp_path / "file" / "folder")
     assert path.read_bytes() == before
     assert {found.name for found in tmp_path.iterdir()} == {"file", FILE}
+
+
+def test_a_theme_reaches_every_colour_of_a_drawing_that_is_its_own():
+    def plot(ax):
+        ax.bar(0, 1, facecolor=LIGHT["paper"], edgecolor=LIGHT["muted"], hatch="////")
+        ax.plot([0, 1], color=LIGHT["blue"], marker="o", markerfacecolor=LIGHT["paper"])
+
+    drawing = draw("x", plot, alt="", height=1)
+    assert [colour for colour in LIGHT.values() if colour in drawing] == []
+    assert drawing.count("var(--paper)") >= 2
 
 
 def test_the_same_drawing_is_the_same_text():
