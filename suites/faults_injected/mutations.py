@@ -82,7 +82,11 @@ def refusal(action: Callable[[], Any]) -> Exception | None:
             except Exception as error:
                 result = error
             signal.alarm(0)
-            told.write(pickle.dumps(result))
+            try:
+                sent = pickle.dumps(result)
+            except Exception as error:
+                sent = pickle.dumps(RuntimeError(f"{result!r} cannot be sent: {error!r}"))
+            told.write(sent)
             told.flush()
 
         status, _ = Process(run).end()

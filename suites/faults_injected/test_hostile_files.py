@@ -241,9 +241,7 @@ def claim_files():
     return sorted((Path(__file__).parents[2] / "baselines" / "claims").glob("*.toml"))
 
 
-# Not on every commit: within the whole fast suite, a fork of its process twice ended with status 1, unexplained.
-@pytest.mark.faults_injected
-@pytest.mark.parametrize("examples", [250])
+@few_and_many
 def test_changed_claims_are_refused_or_are_claims(examples, tmp_path):
     loading = pytest.importorskip("knorm_core.claims.loading", exc_type=ModuleNotFoundError)
 
