@@ -17,11 +17,11 @@ import statistics
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Callable, Iterator
 
 import torch
 from rich.console import Console
-from torch.utils.benchmark import Timer
 
 from knorm_core import evaluate, evaluate_table, load_model, load_texts
 from knorm_core.latency.environment import cpu_name
@@ -43,15 +43,15 @@ def main() -> None:
     if arguments.memory_of:
         print(peak_memory_of(arguments.memory_of, model, ids))
         return
-    console = Console()
+    console = Console(soft_wrap=True)
     console.print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, float32, prune_after {PRUNE_AFTER}")
-    console.print("CPU time as a multiple of a plain uncompressed forward with the same logits: median [quartiles]")
+    console.print("CPU time as a multiple of a plain uncompressed forward with the same logits: median, quartiles")
     for length in lengths:
         for name, seconds, ratios in pairs(model, ids[:length], arguments.rounds, arguments.variants):
             low, middle, high = statistics.quantiles(ratios, n=4)
             plain = f"plain {seconds:.2f} s"
             console.print(
-                f"{length:>6,} tokens, {plain}: {name:<12} {middle:.3f} [{low:.3f}, {high:.3f}]", highlight=False
+                f"{length:>6,} tokens, {plain}: {name:<12} {middle:.3f}, {low:.3f} to {high:.3f}", highlight=False
             )
     console.print(
         f"stepwise takes {stepwise_ratio(model, ids[:1024]):.1f} times as long as one pass at 1,024 tokens, keep 0.5"
@@ -92,7 +92,8 @@ def pairs(
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
-    return Timer("run()", globals={"run": run}, timer=time.process_time).timeit(1).mean
+    # Not torch's Timer: it runs what it times twice more to warm up, every time, and pairs would be far apart.
+    return timeit.timeit(run, timer=time.process_time, number=1)
 
 
 @torch.inference_mode()

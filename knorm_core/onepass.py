@@ -56,6 +56,7 @@ _walk: ContextVar[_Walk] = ContextVar("knorm_walk")
 class Prefix:
     """Phase 1, fed once and shared by every row of a table: keys and values, and the losses within."""
 
+    model: nn.Module  # the private copy that fed it, for the rows to share
     pairs: tuple[Pair, ...]
     length: int
     nll: torch.Tensor  # of tokens 1 … length where scoring starts there, shape (length,), else (0,)
@@ -126,12 +127,13 @@ def _feed(
         prior=prefix.pairs if prefix else None,
     )
     if setting.positions == "rerotated":
-        walk.steps = [eviction.step for eviction in setting.full_schedule()]
+        walk.steps = [eviction.step for eviction in setting.full_schedule]
         walk.move = _to_the_front(setting.fed_positions().to(input_ids.device), rotary_frequencies(model))
     start = prefix.length if prefix else 0
+    private = prefix.model if prefix else private_copy(model, ATTENTION)
     with _walking(walk):
         fed = torch.atleast_2d(input_ids)[:, start:-1]
-        return read(private_copy(model, ATTENTION), fed, setting.fed_positions()[start:])
+        return read(private, fed, setting.fed_positions()[start:])
 
 
 @torch.inference_mode()
@@ -145,7 +147,7 @@ def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> 
     with _walking(walk):
         logits = last_logits(model, fed[None], setting.fed_positions()[:length], length if scored else 1)[0]
     nll = token_nll(logits, input_ids[1 : length + 1]) if scored else torch.zeros(0, dtype=torch.float64)
-    return Prefix(tuple(walk.kept), length, nll)
+    return Prefix(model, tuple(walk.kept), length, nll)
 
 
 def _to_the_front(fed: torch.Tensor, frequencies: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

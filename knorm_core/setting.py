@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,10 +72,11 @@ class Setting:
         """Evictions of one layer; empty where it is skipped, sliding, or nothing is to go."""
         if layer in self.skip_layers or layer in self.sliding:
             return ()
-        return self.full_schedule()
+        return self.full_schedule
 
+    @cached_property
     def full_schedule(self) -> tuple[Eviction, ...]:
-        """Evictions of a layer that is compressed."""
+        """Evictions of a layer that is compressed; every layer asks for them."""
         if self.when == "fixed_budget":
             return budget_schedule(self.seq_len, self.start)
         return eviction_schedule(self.seq_len, self.start, self.keep_ratio or 1.0, when=self.when)

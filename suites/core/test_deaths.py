@@ -74,7 +74,7 @@ def test_every_row_and_head_has_the_deaths_of_its_own_ranks():
         for head in range(3):
             order = keys[row, head].norm(dim=-1).argsort().tolist()
             ranks = [order.index(key) for key in range(40)]
-            assert deaths[row, head].tolist() == walk(ranks, setting().full_schedule(), 0)
+            assert deaths[row, head].tolist() == walk(ranks, setting().full_schedule, 0)
     assert len({tuple(row) for row in deaths.flatten(0, 1).tolist()}) == 6
 
 
@@ -86,7 +86,7 @@ def test_of_equal_norms_the_later_key_dies_first():
 def test_positions_and_layer_reach_the_policy():
     keys = keys_of(40, batch=1)
     recent = layer_deaths(setting(policy="recent"), 0, keys)
-    assert all(recent[0, head].tolist() == walk(range(40, 0, -1), setting().full_schedule(), 0) for head in range(3))
+    assert all(recent[0, head].tolist() == walk(range(40, 0, -1), setting().full_schedule, 0) for head in range(3))
     random = setting(policy="random", seed=3)
     assert not torch.equal(layer_deaths(random, 0, keys), layer_deaths(random, 1, keys))
     protected = setting(when="fixed_budget", keep_ratio=None, window=5)
