@@ -46,7 +46,9 @@ def never_fires_below_the_threshold(compressor: Compressor) -> None:
         outcome = trial.compress(case, keep_ratio, max(case.lengths) + missing)
         same_pairs(outcome.before, outcome.after, "as before")
 
-    for_every(compressor, holds, case=cases(compressor, layers=2), keep_ratio=ratios(), missing=st.integers(1, 9))
+    # One key short of it is where a threshold is off by one.
+    missing = st.just(1) | st.integers(2, 9)
+    for_every(compressor, holds, case=cases(compressor, layers=2), keep_ratio=ratios(), missing=missing)
 
 
 @check(EVERY, "threshold", "count")
