@@ -32,9 +32,10 @@ def put_and_get(path):
     return Store(path).get("one", {"x": 1}, decode=decoded)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
+@pytest.fixture
+def project(tmp_path):
+    # One per test: folders 1,500 levels deep, which one of them leaves, are more than pytest can collect from.
+    folder = tmp_path / "project"
     write_files(
         folder, {"pytest.ini": "[pytest]\n", "conftest.py": CONFTEST, "test_it.py": "def test_it():\n    pass\n"}
     )
