@@ -10,6 +10,8 @@ but that of the models.
 from __future__ import annotations
 
 import hashlib
+import pickle
+import queue
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,6 +39,7 @@ class ClusterWarning(UserWarning):
 # --- on a worker
 
 _bench = Bench()
+_TOPIC = "knorm"  # of the events by which workers hand over what they did
 
 
 class Done(NamedTuple):
@@ -60,7 +63,14 @@ def evaluate_here(cell: Cell, wanted: Mapping[str, str]) -> Done | Refused:
     torch.set_num_threads(1)
     around = environment(cell.device)
     why = differences(wanted, around)
-    return Refused(get_worker().address, why) if why else Done(_bench(cell), around)
+    worker = get_worker()
+    if why:
+        return Refused(worker.address, why)
+    done = Done(_bench(cell), around)
+    # Goes out ahead of Dask's own word that the task is done: a result that still lies with a worker when it
+    # dies would be computed again.
+    worker.log_event(_TOPIC, {"task": worker.get_current_task(), "done": pickle.dumps(done)})
+    return done
 
 
 def environments_here(devices: Iterable[str]) -> list[dict[str, Any]]:
@@ -147,7 +157,11 @@ class _Crew:
         self.wanted = versions()
         self.refused: set[str] = set()
         self.times: Counter[str] = Counter()
-        self.asked: dict[str, tuple[str, Cell]] = {}  # by Dask's key of the task
+        self.asked: dict[str, tuple[str, Cell]] = {}  # by Dask's key of the task, as the next two
+        self.futures: dict[str, Future[Any]] = {}
+        self.told: dict[str, Done] = {}
+        self.news: queue.SimpleQueue[str] = queue.SimpleQueue()  # tasks that have been told, or have ended
+        client.subscribe_topic(_TOPIC, self._hear)
         self.environments: dict[str, list[dict[str, Any]]] = {device: [] for device in devices}
         client.wait_for_workers(1)  # what is stored can only be looked up once their environment is known
         for worker, around in client.run(environments_here, devices, on_error="return").items():
@@ -176,32 +190,51 @@ class _Crew:
                 f"this process"
             )
 
-    def ask(self, key: str, cell: Cell) -> Future[Any]:
-        """Have a cell evaluated, by workers that are not refused as long as there are any."""
+    def ask(self, key: str, cell: Cell) -> str:
+        """Have a cell evaluated, by workers that are not refused as long as there are any; Dask's key of the task."""
         self.times[key] += 1
         task = f"knorm-{key}-{self.times[key]}"
         self.asked[task] = (key, cell)
         others = self._others() if self.refused else None
-        return self.client.submit(
+        self.futures[task] = self.client.submit(
             evaluate_here, cell, self.wanted, key=task, workers=others, allow_other_workers=others is not None
         )
+        self.futures[task].add_done_callback(lambda future: self.news.put(future.key))
+        return task
 
-    def replies(self, futures: Iterable[Future[Any]]) -> Iterator[tuple[str, Done | BaseException]]:
+    async def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
+        """Take what a worker hands over; Dask need not keep it then, nor compute it again when the worker dies."""
+        _, message = event
+        task = message["task"]
+        if task in self.asked:
+            self.told[task] = pickle.loads(message["done"])
+            self.news.put(task)
+            if task in self.futures:
+                await self.client.cancel([self.futures[task]], asynchronous=True)
+
+    def replies(self, tasks: Iterable[str]) -> Iterator[tuple[str, Done | BaseException]]:
         """Each answer as it comes, with the key that was asked."""
-        from distributed import as_completed
-
-        coming = as_completed(futures, loop=self.client.loop, with_results=True, raise_errors=False)
-        for future, result in coming:
-            key, cell = self.asked[future.key]
-            if isinstance(result, Refused):
-                self.refuse(result)
-                coming.add(self.ask(key, cell))
+        waiting = set(tasks)
+        while waiting:
+            task = self.news.get()
+            if task not in waiting:
+                continue
+            waiting.remove(task)
+            key, cell = self.asked[task]
+            future = self.futures.pop(task)
+            if task in self.told:
+                yield key, self.told.pop(task)
             elif future.cancelled():
                 raise ClusterError(
                     "the scheduler is gone; what was done is stored, and the same command goes on from there"
                 )
+            elif future.status == "error":
+                yield key, future.exception()
+            elif isinstance(result := future.result(), Refused):
+                self.refuse(result)
+                waiting.add(self.ask(key, cell))
             else:
-                yield key, result[1] if future.status == "error" else result
+                yield key, result
 
     def _others(self) -> list[str]:
         return [worker for worker in self.client.nthreads() if worker not in self.refused]
