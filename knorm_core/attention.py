@@ -53,21 +53,27 @@ def mortal_attention(
         plain = length if deaths is None else min(immortal_until, length)
     else:
         plain = start
-    parts = []
-    if start < plain:
-        parts.append(
-            scaled_dot_product_attention(
-                query[:, :, :plain],
-                key[:, :, :plain],
-                value[:, :, :plain],
-                is_causal=plain > 1,
-                scale=scale,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
+    if plain > start:
+        first_part = scaled_dot_product_attention(
+            query[:, :, :plain],
+            key[:, :, :plain],
+            value[:, :, :plain],
+            is_causal=plain > 1,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
-    if plain < length:
-        parts += _blocks(query[:, :, plain - start :], key, value, deaths, scale, softcap)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        if plain == length:
+            return first_part
+    # Laid out as transformers wants it back, (batch, queries, heads, head_dim), so that nobody copies it again.
+    batch, heads, queries, _ = query.shape
+    out = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
+    if plain > start:
+        out[:, :, : plain - start] = first_part
+    at = plain - start
+    for block in _blocks(query[:, :, at:], key, value, deaths, scale, softcap):
+        out[:, :, at : at + block.shape[2]] = block
+        at += block.shape[2]
+    return out
 
 
 def moving_attention(

@@ -10,7 +10,7 @@ the keys then alive (`knorm_core.attention`). The rest of the model never knows.
 from __future__ import annotations
 
 import contextlib
-import heapq
+from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -181,7 +181,9 @@ def layer_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tens
         return None
     scores = setting.scores(layer, keys, torch.arange(keys.shape[2], device=keys.device))
     # Rank once for all: of the keys alive at an eviction, those of highest rank go.
-    ranks = scores.argsort(dim=-1, stable=True).argsort(dim=-1)
+    order = scores.argsort(dim=-1, stable=True)
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    ranks = torch.empty_like(order).scatter_(-1, order, places)
     rows = [death_row(row, schedule, setting.window) for row in ranks.flatten(0, 1).tolist()]
     return torch.tensor(rows, device=keys.device).view(ranks.shape)
 
@@ -189,21 +191,23 @@ def layer_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tens
 def death_row(ranks: Sequence[int], schedule: Sequence[Eviction], window: int = 0) -> list[int]:
     """Death of each key of one head, given its rank among all keys of the text (lowest survive).
 
-    Keys among the last ``window`` fed are protected. A heap holds the candidates, so this takes
-    O(n log n) however often the schedule evicts.
+    Keys among the last ``window`` fed are protected. The others are held in the order of their ranks, so an
+    eviction cuts off an end, and a key costs one insertion however often the schedule evicts.
 
     >>> death_row([0, 3, 1, 2, 4], [Eviction(step=2, before=2, after=1), Eviction(4, 3, 2)])[:4]
     [9223372036854775807, 2, 9223372036854775807, 4]
     """
     deaths = [NEVER] * len(ranks)
-    candidates: list[tuple[int, int]] = []
+    key_of = sorted(range(len(ranks)), key=ranks.__getitem__)
+    free: list[int] = []  # ranks of those that may go, ascending
     born = 0
     for step, before, after in schedule:
-        while born < step - window:
-            heapq.heappush(candidates, (-ranks[born], born))
-            born += 1
-        for _ in range(before - after):
-            deaths[heapq.heappop(candidates)[1]] = step
+        for rank in ranks[born : max(step - window, born)]:
+            insort(free, rank)
+        born = max(step - window, born)
+        for rank in free[after - before :]:
+            deaths[key_of[rank]] = step
+        del free[after - before :]
     return deaths
 
 
