@@ -35,7 +35,10 @@ class Head:
             states = last_states(self._headed, tokens[None], tokens, _PROBED)[0]
             name = self._headed.base_model_prefix
             self._headed._modules[str(name)] = _Body()
-            again = self(states)
+            try:
+                again = self(states)
+            except (AttributeError, TypeError):  # it wants more of its body than that
+                again = torch.empty(0)
         # The same matrix product on the same numbers, but perhaps of another number of rows.
         if logits.shape != again.shape or not torch.allclose(logits, again, rtol=1e-5, atol=1e-6):
             raise UnsupportedModelError(
@@ -49,13 +52,25 @@ class Head:
         return self._headed(inputs_embeds=states.unsqueeze(0), use_cache=False).logits[0]
 
 
+def separate_head(model: nn.Module) -> Head | None:
+    """The head, or None where logits can only be made by the whole model."""
+    try:
+        return Head(model)
+    except UnsupportedModelError:
+        return None
+
+
 class _Body(nn.Module):
     """Stands where the layers were: hands its input on as their output."""
 
-    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPast
+    @property
+    def decoder(self) -> nn.Module:  # OPT calls what is within its body
+        return self
 
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
 def last_states(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:

@@ -22,12 +22,15 @@ from torch import nn
 
 from knorm_core.attention import NEVER, mortal_attention, moving_attention
 from knorm_core.counts import Eviction
-from knorm_core.head import last_states
+from knorm_core.head import last_states, separate_head
 from knorm_core.rotation import rotary_frequencies, rotate
 from knorm_core.scoring import last_logits, private_copy, register_attention, token_nll
 from knorm_core.setting import Setting, UnsupportedModelError
 
 ATTENTION = "knorm_onepass"
+# Tokens whose logits exist at one time: those of a long text would take more memory than all else together,
+# and below some hundreds at a time the head's matrix product gets slower.
+LOGITS_AT_ONCE = 1024
 Pair = tuple[torch.Tensor, torch.Tensor]
 Watch = Callable[[int, torch.Tensor | None], None]
 
@@ -83,9 +86,17 @@ def run(
         assert prefix is not None
         return prefix.nll
     first = max(setting.first_scored - 1, start)  # the query that predicts the first token scored here
-    logits = _feed(model, input_ids, setting, prefix, watch, partial(last_logits, count=setting.seq_len - 1 - first))
     targets = input_ids[..., first + 1 :]
-    nll = token_nll(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
+    feed = partial(_feed, model, input_ids, setting, prefix, watch)
+    head = separate_head(model) if targets.numel() > LOGITS_AT_ONCE else None
+    if head is None:
+        logits = feed(partial(last_logits, count=targets.shape[-1]))
+        nll = token_nll(logits.flatten(0, 1), targets.flatten())
+    else:
+        states = feed(partial(last_states, count=targets.shape[-1])).flatten(0, 1)
+        parts = zip(states.split(LOGITS_AT_ONCE), targets.flatten().split(LOGITS_AT_ONCE), strict=True)
+        nll = torch.cat([token_nll(head(rows), wanted) for rows, wanted in parts])
+    nll = nll.view(targets.shape)
     return torch.cat([prefix.nll, nll]) if prefix else nll
 
 
