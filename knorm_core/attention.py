@@ -47,30 +47,20 @@ def mortal_attention(
     Returns:
         (batch, heads, queries, head_dim), in the dtype of ``value``.
     """
-    length = key.shape[2]
-    start = length - query.shape[2]
-    if start == 0 and softcap is None:
-        plain = length if deaths is None else min(immortal_until, length)
-    else:
-        plain = start
-    if plain > start:
-        first_part = scaled_dot_product_attention(
-            query[:, :, :plain],
-            key[:, :, :plain],
-            value[:, :, :plain],
-            is_causal=plain > 1,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        if plain == length:
-            return first_part
-    # Laid out as transformers wants it back, (batch, queries, heads, head_dim), so that nobody copies it again.
     batch, heads, queries, _ = query.shape
+    length = key.shape[2]
+    plain = 0  # first queries that attend plainly, which is faster
+    if queries == length and softcap is None:
+        plain = length if deaths is None else min(immortal_until, length)
+    if plain == length:
+        return _plain_attention(query, key, value, scale)
+    # Laid out as transformers wants it back, (batch, queries, heads, head_dim), so that nobody copies it again.
     out = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
-    if plain > start:
-        out[:, :, : plain - start] = first_part
-    at = plain - start
-    for block in _blocks(query[:, :, at:], key, value, deaths, scale, softcap):
+    if plain:
+        early = slice(plain)
+        out[:, :, early] = _plain_attention(query[:, :, early], key[:, :, early], value[:, :, early], scale)
+    at = plain
+    for block in _blocks(query[:, :, plain:], key, value, deaths, scale, softcap):
         out[:, :, at : at + block.shape[2]] = block
         at += block.shape[2]
     return out
@@ -113,6 +103,11 @@ def moving_attention(
         queries = query[:, :, first - start : last - start]
         parts.append(mortal_attention(queries, keys, values, None, scale=scale, softcap=softcap))
     return torch.cat(parts, dim=2)
+
+
+def _plain_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
 
 
 def _blocks(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from knorm_core import eviction_schedule
+from knorm_core import attention, eviction_schedule
 from knorm_core.attention import BLOCK, NEVER, mortal_attention, moving_attention
 from knorm_core.counts import Eviction, budget_schedule
 from knorm_core.onepass import death_row, layer_deaths, window_deaths
@@ -189,6 +189,20 @@ def test_immortal_until_beyond_the_text_is_the_whole_text():
     torch.testing.assert_close(out, dense(query, key, value, None, None, None), rtol=0, atol=1e-12)
 
 
+def test_only_what_may_see_a_death_goes_by_blocks(monkeypatch):
+    asked, blocks = [], attention._blocks
+    monkeypatch.setattr(attention, "_blocks", lambda query, *rest: asked.append(query.shape[2]) or blocks(query, *rest))
+    query = torch.randn(1, 2, 200, 4)
+    deaths = torch.full((1, 2, 200), NEVER)
+    mortal_attention(query, query, query, None)
+    mortal_attention(query, query, query, deaths, immortal_until=200)
+    assert not asked
+    mortal_attention(query, query, query, deaths, immortal_until=150)
+    mortal_attention(query[:, :, -80:], query, query, deaths, immortal_until=150)
+    mortal_attention(query, query, query, None, softcap=2.0)
+    assert asked == [50, 80, 200]
+
+
 # --- survivors that move
 
 
@@ -262,3 +276,18 @@ def test_each_head_turns_by_positions_of_its_own_in_the_precision_of_its_keys():
     angles = by.double().unsqueeze(-1) * frequencies
     cos, sin, one, other = angles.cos().float(), angles.sin().float(), keys[..., :2], keys[..., 2:]
     assert torch.equal(turned, torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1))
+
+
+def test_after_a_single_eviction_survivors_stay():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 40, 4, generator=generator, dtype=torch.float64) for _ in "qkv")
+    schedule = eviction_schedule(41, 20, 0.5, when="after_prefill")
+    deaths = torch.tensor([[death_row(list(range(40)), schedule), death_row(list(range(39, -1, -1)), schedule)]])
+    for fed_before in (0, 20):
+        asked = query[:, :, fed_before:]
+        torch.testing.assert_close(
+            moving_attention(asked, key, value, deaths, [20], lambda survivors, _: survivors),
+            mortal_attention(asked, key, value, deaths),
+            rtol=0,
+            atol=1e-12,
+        )
