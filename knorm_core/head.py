@@ -33,8 +33,7 @@ class Head:
         with torch.inference_mode():
             logits = self._headed(input_ids=tokens[None], use_cache=False).logits[0]
             states = last_states(self._headed, tokens[None], tokens, _PROBED)[0]
-            name = self._headed.base_model_prefix
-            self._headed._modules[str(name)] = _Body()
+            self._headed._modules[_body_name(self._headed)] = _Body()
             try:
                 again = self(states)
             except (AttributeError, TypeError):  # it wants more of its body than that
@@ -78,8 +77,13 @@ def last_states(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, co
 
     ``model`` is a private copy; its head is not run.
     """
-    body = getattr(model, str(model.base_model_prefix), None)
+    body = model._modules.get(_body_name(model))
     if not isinstance(body, nn.Module):
         raise UnsupportedModelError(f"{type(model).__name__} has no body apart from its head")
     states = body(input_ids=fed, position_ids=positions[None].to(fed.device), use_cache=False).last_hidden_state
     return states[:, -count:].clone()
+
+
+def _body_name(model: nn.Module) -> str:
+    name = str(model.base_model_prefix)
+    return name if name in model._modules else "model"  # Gemma 3's prefix leads nowhere in transformers 4
