@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from knorm_core.scoring import private_copy
+from knorm_core.scoring import cache_argument, private_copy
 from knorm_core.setting import UnsupportedModelError, text_config
 
 _ANGLE = 1e-3  # radians that a float32 table may be off at the positions probed
@@ -83,7 +83,8 @@ def check_rotation(model: nn.Module, frequencies: torch.Tensor) -> None:
     for position in (0, 5):
         cache = DynamicCache()
         ids = torch.tensor([[1]], device=frequencies.device)
-        probed(input_ids=ids, position_ids=torch.full_like(ids, position), past_key_values=cache, use_cache=True)
+        given = cache_argument(probed, cache)
+        probed(input_ids=ids, position_ids=torch.full_like(ids, position), use_cache=True, **given)
         caches.append(cache)
     by = torch.tensor([5], device=frequencies.device)
     for layer, (start, moved) in enumerate(zip(caches[0].layers, caches[1].layers, strict=True)):

@@ -53,6 +53,12 @@ def last_logits(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, co
     return model(**inputs).logits[:, -count:]
 
 
+def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
+    """The cache as a forward call of ``module`` takes it: transformers 5.24 renamed ``past_key_values``."""
+    name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+    return {name: cache}
+
+
 def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of each target in nats: (rows, vocabulary), (rows,) to float64 (rows,) on the CPU.
 

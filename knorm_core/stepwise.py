@@ -16,7 +16,7 @@ from knorm_core.compress import read_layers, take, with_layers
 from knorm_core.counts import Eviction, kept_count
 from knorm_core.policies import survivors
 from knorm_core.rotation import rotary_frequencies, rotate
-from knorm_core.scoring import copy_sharing_weights, private_copy, token_nll
+from knorm_core.scoring import cache_argument, copy_sharing_weights, private_copy, token_nll
 from knorm_core.setting import Setting
 from knorm_core.support import check_equal_lengths, check_stepwise, support
 
@@ -63,8 +63,8 @@ def run(
         logits = model(
             input_ids=input_ids[None, step : step + 1],
             position_ids=torch.tensor([[position]], device=input_ids.device),
-            past_key_values=cache,
             use_cache=True,
+            **cache_argument(model, cache),
         ).logits[0]
         if step + 1 >= setting.first_scored:
             losses.append(token_nll(logits, input_ids[step + 1 : step + 2]))

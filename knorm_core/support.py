@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from knorm_core.compress import with_layers
-from knorm_core.scoring import copy_sharing_weights, private_copy, register_attention
+from knorm_core.scoring import cache_argument, copy_sharing_weights, private_copy, register_attention
 from knorm_core.setting import Setting, UnsupportedModelError, text_config
 
 #: Attention of one query to every key in the cache, as one pass has it; and by the model's own eager code.
@@ -251,10 +251,10 @@ def _answers_to_reordered_keys(model: nn.Module, length: int) -> tuple[torch.Ten
     positions = torch.arange(length + 1, device=_device(model))[None]
     ids = positions % model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     cache = DynamicCache()
-    model(input_ids=ids[:, :-1], position_ids=positions[:, :-1], past_key_values=cache, use_cache=True)
+    model(input_ids=ids[:, :-1], position_ids=positions[:, :-1], use_cache=True, **cache_argument(model, cache))
     reordered = with_layers(cache, [(layer.keys.flip(2), layer.values.flip(2)) for layer in cache.layers])
     last = {"input_ids": ids[:, -1:], "position_ids": positions[:, -1:], "use_cache": True}
-    one, other = (model(**last, past_key_values=either).logits[0, -1] for either in (cache, reordered))
+    one, other = (model(**last, **cache_argument(model, either)).logits[0, -1] for either in (cache, reordered))
     return one, other
 
 

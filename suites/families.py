@@ -6,6 +6,8 @@ import functools
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 
 VOCABULARY = 97
 
@@ -58,10 +60,11 @@ FAMILIES |= {
 # What one pass cannot serve and a real cache can, and the reason that is given.
 SLOW = {
     "falcon": "does not go through transformers' AttentionInterface",
-    "gptj": "does not go through transformers' AttentionInterface",
     "gpt_oss": "layer 0 attends with s_aux",  # attention sinks
     "phi3_longrope": r"changes beyond position 48 \(longrope\), and the text reaches 69",
 }
+if Version(transformers.__version__) < Version("5.24"):  # from there on one pass serves it
+    SLOW["gptj"] = "does not go through transformers' AttentionInterface"
 FAMILIES |= {
     "falcon": ("FalconConfig", {**_COMMON, "alibi": False}),
     "gptj": ("GPTJConfig", {**_OPENAI, "rotary_dim": 4}),

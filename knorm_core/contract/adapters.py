@@ -18,6 +18,7 @@ import torch
 from knorm_core.compress import Pair
 from knorm_core.contract.cases import dynamic_cache
 from knorm_core.contract.claims import KVPRESS, Claims
+from knorm_core.scoring import cache_argument
 
 
 @dataclass(frozen=True, repr=False)
@@ -183,7 +184,7 @@ def _prefill_with(press: Any, cache: Any) -> None:
     layers = [layer.self_attn for layer in model.model.layers]
     hooks = [layer.register_forward_hook(plant, with_kwargs=True) for layer in layers]
     tokens = torch.arange(length, device=keys.device).remainder(model.config.vocab_size).expand(batch, -1)
-    arguments: dict[str, Any] = {"past_key_values": filled, "use_cache": True}
+    arguments: dict[str, Any] = cache_argument(model, filled) | {"use_cache": True}
     if "cache_position" in inspect.signature(model.forward).parameters:
         arguments["cache_position"] = torch.arange(length, device=keys.device)
     try:

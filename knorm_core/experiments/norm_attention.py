@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 from torch import nn
 
 from knorm_core.policies import key_norms, round_norms
-from knorm_core.scoring import private_copy
+from knorm_core.scoring import cache_argument, private_copy
 from knorm_core.setting import UnsupportedModelError, check_input_ids, text_config
 
 
@@ -79,7 +79,7 @@ def observe(model: nn.Module, input_ids: torch.Tensor | Sequence[int]) -> list[H
         if isinstance(getattr(module, "layer_idx", None), int):
             module.register_forward_hook(watch)
     body = getattr(model, str(model.base_model_prefix))
-    body(input_ids=ids[None], past_key_values=cache, use_cache=True)
+    body(input_ids=ids[None], use_cache=True, **cache_argument(body, cache))
     layers = text_config(model).num_hidden_layers
     if sorted(received) != list(range(layers)):
         raise UnsupportedModelError(

@@ -19,6 +19,7 @@ from torch import nn
 
 from knorm_core.compress import l2_compress, with_layers
 from knorm_core.counts import Eviction, cache_lengths, kept_count
+from knorm_core.scoring import cache_argument
 from knorm_core.setting import asked_to_compress, sliding_windows, text_config
 
 if TYPE_CHECKING:
@@ -214,9 +215,8 @@ def bytes_per_token(cache: DynamicCache) -> int:
 def _next_token(job: Job, fed: torch.Tensor, position: int, cache: DynamicCache) -> torch.Tensor:
     """Feed (1, count) tokens from ``position`` on; the most likely next one, (1, 1), left on the device."""
     positions = torch.arange(position, position + fed.shape[1], device=fed.device)[None]
-    output = job.model(
-        input_ids=fed, position_ids=positions, past_key_values=cache, use_cache=True, **job.last_logits_only
-    )
+    given = cache_argument(job.model, cache) | job.last_logits_only
+    output = job.model(input_ids=fed, position_ids=positions, use_cache=True, **given)
     return output.logits[:, -1:].argmax(dim=-1)
 
 

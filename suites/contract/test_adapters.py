@@ -52,7 +52,8 @@ class ScoreOrderPress:
                 hook.remove()
 
     def hook(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        cache = kwargs["cache"] if "cache" in kwargs else kwargs["past_key_values"]  # renamed in transformers 5.24
+        layer = cache.layers[module.layer_idx]
         assert kwargs["hidden_states"].shape[1] == layer.keys.shape[2]  # a prefill
         if self.compression_ratio == 0:
             return

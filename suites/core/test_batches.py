@@ -62,8 +62,8 @@ def test_on_a_cpu_short_texts_go_together_and_long_ones_one_by_one(passes):
 
 def test_what_cannot_go_together_goes_one_by_one_with_the_same_arguments():
     ids = texts(2, 60)
-    with pytest.warns(SlowFallbackWarning, match="GPTJForCausalLM") as said:
-        slow = evaluate_batch(tiny_model("gptj"), ids, **HALF)
+    with pytest.warns(SlowFallbackWarning, match="FalconForCausalLM") as said:
+        slow = evaluate_batch(tiny_model("falcon"), ids, **HALF)
     assert [warning.filename for warning in said] == [__file__]
     assert {one.method for one in slow} == {"stepwise"}
     model = tiny_model("gpt_neox")

@@ -213,7 +213,7 @@ def test_what_one_pass_cannot_serve_falls_back_and_says_why(family):
         divergence(model, ids, {0: HALF})
 
 
-@pytest.mark.parametrize("family", ["gptj", "gpt_oss"])
+@pytest.mark.parametrize("family", ["falcon", "gpt_oss"])
 def test_the_fallback_is_the_familys_own_attention_and_a_table_says_so_once(family):
     model, ids = slow_model(family), random_ids(60)
     with pytest.warns(SlowFallbackWarning, match=SLOW[family]) as said:
@@ -243,7 +243,7 @@ def test_rewriting_its_rotary_table_leaves_the_callers_model_as_it_was():
 
 
 def test_masks_of_a_models_own_allow_no_layers_of_unequal_length():
-    model, ids = tiny_model("gptj"), random_ids(60)
+    model, ids = tiny_model("falcon"), random_ids(60)
     for arguments in ({"skip_layers": (1,)}, {"compressor": lambda cache, **given: l2_compress(cache, 0.5, 40, (1,))}):
         with pytest.raises(UnsupportedModelError, match="compressed alike"):
             evaluate(model, ids, method="stepwise", **HALF, **arguments)
@@ -309,4 +309,4 @@ def test_attention_with_a_scale_of_its_own_is_found_out():
 
 def test_rows_are_checked_before_any_of_them_falls_back():
     with pytest.raises(ValueError, match="keep_ratio=2"):
-        evaluate_rows(tiny_model("gptj"), random_ids(60), {0: HALF, 1: {"keep_ratio": 2}})
+        evaluate_rows(tiny_model("falcon"), random_ids(60), {0: HALF, 1: {"keep_ratio": 2}})

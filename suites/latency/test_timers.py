@@ -154,7 +154,8 @@ class Machine:
     @contextmanager
     def runs(self, model: nn.Module) -> Iterator[None]:
         def forward(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            count, keys = kwargs["input_ids"].shape[1], kwargs["past_key_values"].get_seq_length()
+            cache = kwargs["cache"] if "cache" in kwargs else kwargs["past_key_values"]  # renamed in transformers 5.24
+            count, keys = kwargs["input_ids"].shape[1], cache.get_seq_length()
             self.prompts += count > 1
             cost = count * self.per_prompt_token if count > 1 else self.per_token + keys * self.per_key
             self.clock.now += cost * self.speed

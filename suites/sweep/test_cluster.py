@@ -285,6 +285,8 @@ def reproduction(tiny_folder, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A run in the background ignores Ctrl-C, and hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             start_new_session=True,  # so that a signal reaches xdist's workers too, as Ctrl-C does
         )
 
