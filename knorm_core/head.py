@@ -77,11 +77,22 @@ def last_states(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, co
 
     ``model`` is a private copy; its head is not run.
     """
-    body = model._modules.get(_body_name(model))
-    if not isinstance(body, nn.Module):
-        raise UnsupportedModelError(f"{type(model).__name__} has no body apart from its head")
-    states = body(input_ids=fed, position_ids=positions[None].to(fed.device), use_cache=False).last_hidden_state
+    states = body_of(model)(
+        input_ids=fed, position_ids=positions[None].to(fed.device), use_cache=False
+    ).last_hidden_state
     return states[:, -count:].clone()
+
+
+def body_of(model: nn.Module) -> nn.Module:
+    """A model without its head.
+
+    Raises:
+        UnsupportedModelError: it has none.
+    """
+    body = model._modules.get(_body_name(model))
+    if body is None:
+        raise UnsupportedModelError(f"{type(model).__name__} has no body apart from its head")
+    return body
 
 
 def _body_name(model: nn.Module) -> str:

@@ -23,6 +23,7 @@ import torch
 from scipy.stats import rankdata
 from torch import nn
 
+from knorm_core.head import body_of
 from knorm_core.policies import key_norms, round_norms
 from knorm_core.scoring import cache_argument, private_copy
 from knorm_core.setting import UnsupportedModelError, check_input_ids, text_config
@@ -78,7 +79,7 @@ def observe(model: nn.Module, input_ids: torch.Tensor | Sequence[int]) -> list[H
     for module in model.modules():
         if isinstance(getattr(module, "layer_idx", None), int):
             module.register_forward_hook(watch)
-    body = getattr(model, str(model.base_model_prefix))
+    body = body_of(model)
     body(input_ids=ids[None], use_cache=True, **cache_argument(body, cache))
     layers = text_config(model).num_hidden_layers
     if sorted(received) != list(range(layers)):

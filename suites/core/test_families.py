@@ -17,7 +17,6 @@ from knorm_core import (
     evaluate_rows,
     evaluate_table,
     l2_compress,
-    onepass,
 )
 from knorm_core.experiments.divergence import divergence
 from knorm_core.support import support
@@ -44,19 +43,6 @@ def plain_losses(model, ids):
 # --- the promised families; GPT-NeoX, Llama and Qwen3 have longer texts and more examples in the files beside this one
 
 others = pytest.mark.parametrize("family", [name for name in PROMISED if name not in ("gpt_neox", "llama", "qwen3")])
-
-
-@pytest.mark.parametrize("family", PROMISED)
-def test_logits_may_be_made_in_parts(family, monkeypatch):
-    model, ids = tiny_model(family), random_ids(100)
-    whole = evaluate(model, ids, **HALF)
-    counted = []
-    nll = onepass.token_nll
-    monkeypatch.setattr(onepass, "token_nll", lambda logits, wanted: counted.append(len(wanted)) or nll(logits, wanted))
-    monkeypatch.setattr(onepass, "LOGITS_AT_ONCE", 25)
-    in_parts = evaluate(model, ids, **HALF)
-    assert counted == [25, 25, 9]
-    assert_equal(family, in_parts, whole)
 
 
 @others

@@ -84,7 +84,7 @@ def refusal(action: Callable[[], Any]) -> Exception | None:
             signal.alarm(0)
             try:
                 sent = pickle.dumps(result)
-            except Exception as error:
+            except Exception as error:  # of whatever kind: it is told, where the child would end without a word
                 sent = pickle.dumps(RuntimeError(f"{result!r} cannot be sent: {error!r}"))
             told.write(sent)
             told.flush()

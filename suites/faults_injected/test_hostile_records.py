@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from knorm_core.claims.loading import ClaimError, load_claims
 from knorm_core.encoding import EVALUATION, remember
 from knorm_core.evaluation import evaluate
 from knorm_core.results import Baseline, Cell, Results, Run, Table, Test
@@ -34,13 +35,11 @@ def claim_files():
 @pytest.mark.faults_injected
 @pytest.mark.parametrize("examples", [250])
 def test_changed_claims_are_refused_or_are_claims(examples, tmp_path):
-    loading = pytest.importorskip("knorm_core.claims.loading", exc_type=ModuleNotFoundError)
-
     def check(content):
         (tmp_path / "claims.toml").write_bytes(content)
-        error = refusal(lambda: loading.load_claims(tmp_path))
+        error = refusal(lambda: load_claims(tmp_path))
         if error is not None:
-            assert_refused(error, loading.ClaimError, tmp_path)
+            assert_refused(error, ClaimError, tmp_path)
 
     for path in claim_files():
         for_every_change(path.read_bytes(), examples, check)

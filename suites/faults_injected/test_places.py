@@ -57,7 +57,6 @@ def test_a_report_folder_may_have_any_name(name, project):
 
 @pytest.mark.parametrize("name", [TOO_LONG, REPEATED, "circle", "test_it.py/x"], ids=["part", "path", "circle", "file"])
 def test_a_report_folder_that_cannot_be_is_refused_before_anything_runs(name, project):
-    pytest.importorskip("suites.plugins.report", exc_type=ModuleNotFoundError)  # what looks at the folder first
     assert run_pytest(project, f"--knorm-report={name}").end() == (0, [pytest.ExitCode.USAGE_ERROR])
 
 

@@ -1,14 +1,21 @@
-"""A tiny model as a folder, as a cluster's workers have to load it, and sweeps of it."""
+"""A tiny model as a folder, as a cluster's workers have to load it, and sweeps and reproductions of it."""
 
 from __future__ import annotations
 
+import os
+import signal
 import string
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from knorm_core.cells import Cell
 from knorm_core.models import model_identity
 from suites.families import VOCABULARY, random_ids, tiny_model
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +51,29 @@ def cells_of(tiny_folder):
 @pytest.fixture(scope="session")
 def tiny():
     return tiny_model("llama")
+
+
+@pytest.fixture
+def reproduction(tiny_folder, tmp_path):
+    """``reproduction(*options)``: a pytest run of the tiny model on four texts, in twelve rows each."""
+
+    def start(*options):
+        command = [
+            sys.executable, "-m", "pytest", "-m", "repro", "-v", "-p", "no:cacheprovider", *options,
+            "suites/reproduction", "-k", "test_text_is_compressed", f"--knorm-model={tiny_folder}",
+            "--knorm-text=embedded-articles", "--knorm-max-eval-tokens=500", "--knorm-prune-after=64",
+            f"--knorm-store={tmp_path / 'results.sqlite'}",
+        ]  # fmt: skip
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "150", "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A run in the background ignores Ctrl-C, and hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            start_new_session=True,  # so that a signal reaches xdist's workers too, as Ctrl-C does
+        )
+
+    return start

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -262,54 +261,6 @@ def test_no_scheduler_is_said_in_one_sentence(cells_of):
         ),
     ):
         list(run_cells(cells_of(ROWS), scheduler="tcp://127.0.0.1:9"))
-
-
-# --- pytest runs: the reproduction of the tiny model, some of whose texts it cannot be compared with a baseline
-
-
-@pytest.fixture
-def reproduction(tiny_folder, tmp_path):
-    """``reproduction(*options)``: a process that evaluates four texts in twelve rows each."""
-
-    def start(*options):
-        command = [
-            sys.executable, "-m", "pytest", "-m", "repro", "-v", "-p", "no:cacheprovider", *options,
-            "suites/reproduction", "-k", "test_text_is_compressed", f"--knorm-model={tiny_folder}",
-            "--knorm-text=embedded-articles", "--knorm-max-eval-tokens=500", "--knorm-prune-after=64",
-            f"--knorm-store={tmp_path / 'results.sqlite'}",
-        ]  # fmt: skip
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "150", "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # A run in the background ignores Ctrl-C, and hands that on.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            start_new_session=True,  # so that a signal reaches xdist's workers too, as Ctrl-C does
-        )
-
-    return start
-
-
-@pytest.mark.parametrize("options", [(), ("-n", "2", "--dist", "loadgroup")], ids=["one process", "xdist"])
-def test_a_reproduction_stopped_by_ctrl_c_goes_on_where_it_was(reproduction, options):
-    first = reproduction(*options)
-    while "PASSED" not in (line := first.stdout.readline()):
-        assert line, "nothing passed"
-    os.killpg(first.pid, signal.SIGINT)
-    said = first.communicate(timeout=300)[0]
-    assert first.returncode == pytest.ExitCode.INTERRUPTED, said
-    second = reproduction(*options)
-    said = second.communicate(timeout=600)[0]
-    assert second.returncode == 0, said
-    found = int(re.search(r"knorm: (\d+) of 48 results from the store .*results.sqlite, computed 20", said)[1])
-    assert 12 <= found < 48
-    third = reproduction(*options)
-    assert "knorm: 48 of 48 results from the store" in third.communicate(timeout=600)[0]
-    anew = reproduction(*options, "--force-regen")
-    assert "knorm: 48 results computed, for the store" in anew.communicate(timeout=600)[0]
 
 
 def test_a_reproduction_on_a_cluster_shows_its_progress(reproduction, cluster):
