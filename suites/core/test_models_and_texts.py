@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import hashlib
 import os
 import subprocess
 import sys
@@ -38,6 +40,27 @@ def test_a_local_folder_loads_in_any_dtype(saved_model, dtype):
     if dtype == torch.float64:
         ids = random_ids(20)[None]
         assert torch.equal(model(ids).logits, tiny_model("gpt_neox")(ids).logits)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_collection_is_left_as_it_was(saved_model, enabled):
+    was = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        load_model(saved_model)
+        assert gc.isenabled() == enabled
+        with pytest.raises(ModelNotFoundError):
+            load_model("no-such-model")
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+
+
+def test_the_digest_of_a_file_is_its_sha256_whatever_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(models_module, "_PIECE", 64)
+    for size in (0, 1, 63, 64, 65, 200):
+        (tmp_path / "file").write_bytes(bytes(range(size)))
+        assert models_module._digest([tmp_path / "file"]) == hashlib.sha256(bytes(range(size))).hexdigest()
 
 
 def test_the_identity_of_a_model_changes_with_its_weights(saved_model, tmp_path):
