@@ -64,7 +64,7 @@ def _memory() -> int:
     """Resident bytes of this process, without what is only waiting to be given back.
 
     Hypothesis remembers every local module that it has seen, and each run imports its conftest.py anew: with that
-    module it would keep the whole session of each run, 2 MiB of reports.
+    module it would keep the session of each run, 4,000 objects and 0.9 MiB for suites/contract alone.
     """
     for thing in gc.get_objects():
         if type(thing) is functools._lru_cache_wrapper and thing.__module__.startswith("hypothesis."):
