@@ -8,7 +8,6 @@ against a pinned SHA-256 whenever it is loaded.
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import importlib.metadata
 import os
@@ -24,6 +23,7 @@ import torch
 from knorm_core import checkpoints, hub
 from knorm_core.checkpoints import SINGLE
 from knorm_core.checkpoints import ModelNotFoundError as ModelNotFoundError
+from knorm_core.garbage import no_garbage_collection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +49,7 @@ class ModelIdentity(NamedTuple):
     tokenizer: str
 
 
+@no_garbage_collection()  # what transformers' imports make stays, and would be gone through again and again
 def load_model(
     name: str | os.PathLike[str] = EMBEDDED, dtype: torch.dtype = torch.float64, device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -64,13 +65,6 @@ def load_model(
         ValueError: there is no such device here.
     """
     check_device(device)
-    with _no_collections():
-        return _loaded(name, dtype, device)
-
-
-def _loaded(
-    name: str | os.PathLike[str], dtype: torch.dtype, device: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with ThreadPoolExecutor(1) as pool:
         # Checking the weights' SHA-256 takes as long as importing part of transformers: do both at once.
         sought = pool.submit(model_folder, name)
@@ -104,22 +98,6 @@ def _copy_weights(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if parameter.dtype != torch.float64:  # which no checkpoint is stored in, so that these are copies already
             parameter.data = parameter.data.clone()
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """No garbage collection meanwhile.
-
-    Importing transformers makes some hundred thousand objects that stay. The collector would go through all of
-    them again and again, for a quarter of the time until the model is ready.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def check_device(device: str) -> None:
@@ -268,21 +246,19 @@ def _atomic_folder(target: Path) -> Iterator[Path]:
 def _digest(paths: list[Path]) -> str:
     """SHA-256 of one file, or of several files' SHA-256 one after the other."""
     digests = [_file_digest(path) for path in paths]
-    return (
-        digests[0].hexdigest()
-        if len(digests) == 1
-        else hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
-    )
+    if len(digests) == 1:
+        return digests[0].hex()
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _file_digest(path: Path) -> hashlib._Hash:
+def _file_digest(path: Path) -> bytes:
     digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
     with path.open("rb", buffering=0) as file:
-        # Not hashlib.file_digest: with its small pieces a thread waits for the interpreter's lock after every one,
-        # and the embedded model's 2,000 of them take longer than the imports beside them.
+        # Not hashlib.file_digest: a thread waits for the interpreter's lock after each of its small pieces, which
+        # doubles the time of the embedded model's hash beside the imports (1.0 instead of 0.5 s).
         while size := file.readinto(piece):
             digest.update(piece[:size])
-    return digest
+    return digest.digest()
 
 
 if __name__ == "__main__":

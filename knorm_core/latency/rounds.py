@@ -6,12 +6,12 @@ within a round, and a round in which one measurement fails is recorded and left 
 
 from __future__ import annotations
 
-import gc
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from knorm_core.garbage import no_garbage_collection
 
 T = TypeVar("T")
 Case = TypeVar("Case", float, str)
@@ -73,7 +73,7 @@ def run_rounds(
         results: dict[Case, T] = {}
         for case in order.sample(cases, len(cases)):
             try:
-                with _no_garbage_collection():
+                with no_garbage_collection():
                     results[case] = measure(case)
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
@@ -89,15 +89,3 @@ def run_rounds(
             f"{failures[0].error}"
         ) from first_error
     return Rounds(tuple(completed), tuple(failures))
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """As `timeit` does: a collection takes a tenth of a second once transformers is imported."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

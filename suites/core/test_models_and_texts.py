@@ -43,8 +43,9 @@ def test_a_local_folder_loads_in_any_dtype(saved_model, dtype):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_garbage_collection_is_left_as_it_was(saved_model, enabled):
-    was = gc.isenabled()
+def test_no_garbage_is_collected_meanwhile_and_the_collector_is_left_as_it_was(saved_model, monkeypatch, enabled):
+    was, meanwhile, find = gc.isenabled(), [], models_module.model_folder
+    monkeypatch.setattr(models_module, "model_folder", lambda name: meanwhile.append(gc.isenabled()) or find(name))
     try:
         (gc.enable if enabled else gc.disable)()
         load_model(saved_model)
@@ -52,6 +53,7 @@ def test_garbage_collection_is_left_as_it_was(saved_model, enabled):
         with pytest.raises(ModelNotFoundError):
             load_model("no-such-model")
         assert gc.isenabled() == enabled
+        assert meanwhile == [False, False]
     finally:
         (gc.enable if was else gc.disable)()
 
@@ -60,7 +62,10 @@ def test_the_digest_of_a_file_is_its_sha256_whatever_its_size(tmp_path, monkeypa
     monkeypatch.setattr(models_module, "_PIECE", 64)
     for size in (0, 1, 63, 64, 65, 200):
         (tmp_path / "file").write_bytes(bytes(range(size)))
-        assert models_module._digest([tmp_path / "file"]) == hashlib.sha256(bytes(range(size))).hexdigest()
+        expected = hashlib.sha256(bytes(range(size)))
+        assert models_module._digest([tmp_path / "file"]) == expected.hexdigest()
+        twice = hashlib.sha256(expected.digest() * 2).hexdigest()
+        assert models_module._digest([tmp_path / "file"] * 2) == twice
 
 
 def test_the_identity_of_a_model_changes_with_its_weights(saved_model, tmp_path):
