@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import mmap
 import os
 import shutil
 import tempfile
@@ -252,8 +253,9 @@ def _digest(paths: list[Path]) -> str:
 
 
 def _file_digest(path: Path) -> bytes:
-    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
-    with path.open("rb", buffering=0) as file:
+    digest = hashlib.sha256()
+    # Not a bytearray: glibc does not give back a buffer that another thread than the main one has freed.
+    with path.open("rb", buffering=0) as file, mmap.mmap(-1, _PIECE) as buffer, memoryview(buffer) as piece:
         # Not hashlib.file_digest: a thread waits for the interpreter's lock after each of its small pieces, which
         # doubles the time of the embedded model's hash beside the imports (1.0 instead of 0.5 s).
         while size := file.readinto(piece):

@@ -8,9 +8,12 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
+import psutil
 import pytest
 import torch
 
@@ -66,6 +69,23 @@ def test_the_digest_of_a_file_is_its_sha256_whatever_its_size(tmp_path, monkeypa
         assert models_module._digest([tmp_path / "file"]) == expected.hexdigest()
         twice = hashlib.sha256(expected.digest() * 2).hexdigest()
         assert models_module._digest([tmp_path / "file"] * 2) == twice
+
+
+def test_a_digest_in_another_thread_keeps_no_memory(tmp_path):
+    (tmp_path / "file").write_bytes(b"norm")
+    threads = 4
+    together = threading.Barrier(threads)
+
+    def digest(_):
+        together.wait()  # so that each thread has a heap of its own
+        models_module._file_digest(tmp_path / "file")
+        together.wait()
+
+    before = psutil.Process().memory_info().rss
+    for _ in range(2):  # the first large buffer that is freed teaches glibc to keep such buffers
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(digest, range(threads)))
+    assert psutil.Process().memory_info().rss - before < models_module._PIECE
 
 
 def test_the_identity_of_a_model_changes_with_its_weights(saved_model, tmp_path):
