@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from knorm_core import PAPER_PROTOCOL, NoEvictionError, effective_prune_after, evaluate, l2_compress, perplexity
+from knorm_core import (
+    PAPER_PROTOCOL,
+    NoEvictionError,
+    effective_prune_after,
+    evaluate,
+    evaluate_table,
+    eviction_schedule,
+    l2_compress,
+    perplexity,
+)
+from knorm_core import setting as setting_module
 from suites.families import VOCABULARY, random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
@@ -83,6 +93,21 @@ def test_the_audit_is_what_the_cache_lengths_were():
     everything = [after[layer] + 1 for _, after in lengths for layer in range(3)]
     assert ours.mean_cache == pytest.approx(sum(everything) / len(everything))
     assert ours.peak_cache == max(everything) == 99
+
+
+def test_a_tables_schedules_are_worked_out_once_a_row_not_once_a_layer(monkeypatch):
+    ratios = []
+
+    def counted(seq_len, prune_after, keep_ratio, **when):
+        ratios.append(keep_ratio)
+        return eviction_schedule(seq_len, prune_after, keep_ratio, **when)
+
+    monkeypatch.setattr(setting_module, "eviction_schedule", counted)
+    table = evaluate_table(tiny_model("llama"), random_ids(70), keep_ratios=[0.9, 0.5], prune_after=35)
+    assert sorted(ratios) == [0.5, 0.9]
+    for (_, ratio), result in table.items():
+        assert len(result.evictions) > 1
+        assert set(result.evictions) == {eviction_schedule(70, 35, ratio)}
 
 
 @families
