@@ -17,6 +17,8 @@ from knorm_core.models import ModelNotFoundError, check_device, check_model_name
 from knorm_core.plugin import KEEP_RATIOS
 from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
 
+TEST_DEVICE = os.environ.get("KNORM_TEST_DEVICE", "cuda")
+
 
 class LoadedModel(NamedTuple):
     name: str
@@ -54,9 +56,9 @@ def embedded_model() -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def embedded_model_on_cuda() -> LoadedModel:
-    """The embedded model in float64 on a GPU."""
-    return _load_or_fail("smollm2-135m", "float64", "cuda")
+def embedded_model_on_gpu() -> LoadedModel:
+    """The embedded model in float64 on a GPU, or what KNORM_TEST_DEVICE names."""
+    return _load_or_fail("smollm2-135m", "float64", TEST_DEVICE)
 
 
 def _load_or_fail(name: str, dtype: str, device: str) -> LoadedModel:

@@ -1,4 +1,7 @@
-"""On a GPU: the same numbers as on the CPU, in every precision, and the same float64 baseline."""
+"""On a GPU: the same numbers as on the CPU, in every precision, and the same float64 baseline.
+
+KNORM_TEST_DEVICE names another device than "cuda"; "elsewhere" is a stand-in that any machine has.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,35 @@ from knorm_core import evaluate, evaluate_batch, evaluate_table, l2_compress
 from knorm_core.experiments.divergence import divergence
 from suites.families import PROMISED, random_ids, tiny_model
 from suites.goldens.test_embedded_model import MODES, RATIOS, SAMPLES, check_baseline
+from suites.gpu import elsewhere
+from suites.plugins.inputs import TEST_DEVICE
+
+if TEST_DEVICE == elsewhere.NAME:
+    elsewhere.install()
+
 
 pytestmark = [
     pytest.mark.fast,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device on this machine"),
+    pytest.mark.skipif(
+        TEST_DEVICE == "cuda" and not torch.cuda.is_available(), reason="torch sees no CUDA device on this machine"
+    ),
 ]
 
 methods = pytest.mark.parametrize("method", ["onepass", "stepwise"])
 HALF = {"keep_ratio": 0.5, "prune_after": 40}
 
 
-def on_cuda(family, dtype=torch.float64):
-    return copy.deepcopy(tiny_model(family, dtype)).to("cuda")
+def on_device(family, dtype=torch.float64):
+    return copy.deepcopy(tiny_model(family, dtype)).to(TEST_DEVICE)
+
+
+def test_a_tensor_there_and_one_of_the_cpu_do_not_meet():
+    there, here = torch.arange(3, device=TEST_DEVICE), torch.arange(3)
+    meetings = (lambda: there + here, lambda: here[there], lambda: torch.stack([here, there]), lambda: there.numpy())
+    for meeting in meetings:
+        with pytest.raises((RuntimeError, TypeError)):
+            meeting()
+    assert (there + torch.tensor(1)).tolist() == there[here + 0].add(1).tolist() == [1, 2, 3]
 
 
 @methods
@@ -31,7 +51,7 @@ def on_cuda(family, dtype=torch.float64):
 def test_losses_are_those_of_the_cpu(family, positions, method):
     ids = random_ids(90)
     arguments = {"positions": positions, "method": method, **HALF}
-    there, here = (evaluate(model, ids, **arguments) for model in (on_cuda(family), tiny_model(family)))
+    there, here = (evaluate(model, ids, **arguments) for model in (on_device(family), tiny_model(family)))
     assert there.nll.device.type == "cpu"
     assert there.evictions == here.evictions
     torch.testing.assert_close(there.nll, here.nll, rtol=0, atol=1e-5)
@@ -40,7 +60,7 @@ def test_losses_are_those_of_the_cpu(family, positions, method):
 
 @pytest.mark.parametrize("policy", ["low_norm", "high_norm", "random", "recent", "sink_recent"])
 def test_every_policy_and_schedule_evicts_the_same_keys_there(policy):
-    model, ids = on_cuda("gpt_neox"), random_ids(90)
+    model, ids = on_device("gpt_neox"), random_ids(90)
     for arguments in (HALF, {"when": "fixed_budget", "budget": 40, "window": 5}, HALF | {"positions": "rerotated"}):
         there, here = (evaluate(one, ids, policy=policy, **arguments) for one in (model, tiny_model("gpt_neox")))
         torch.testing.assert_close(there.nll, here.nll, rtol=0, atol=1e-5)
@@ -51,20 +71,20 @@ def test_every_policy_and_schedule_evicts_the_same_keys_there(policy):
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2), (torch.float16, 0.2)])
 def test_lower_precisions_stay_near_float64(family, dtype, rel, method):
     ids = random_ids(90)
-    rough = evaluate(on_cuda(family, dtype), ids, keep_ratio=1.0, prune_after=40, method=method).nll.mean()
+    rough = evaluate(on_device(family, dtype), ids, keep_ratio=1.0, prune_after=40, method=method).nll.mean()
     exact = evaluate(tiny_model(family), ids, keep_ratio=1.0, prune_after=40).nll.mean()
     assert float(rough) == pytest.approx(float(exact), rel=rel)
 
 
 @pytest.mark.parametrize("family", PROMISED)
 def test_a_batch_equals_its_texts_one_by_one(family):
-    model, ids = on_cuda(family), torch.stack([random_ids(300, seed) for seed in range(3)])
+    model, ids = on_device(family), torch.stack([random_ids(300, seed) for seed in range(3)])
     for text, one in zip(ids, evaluate_batch(model, ids, **HALF), strict=True):
         torch.testing.assert_close(one.nll, evaluate(model, text, **HALF).nll, rtol=0, atol=1e-5)
 
 
 def test_tables_divergence_and_compressors_run_there():
-    model, ids = on_cuda("llama"), random_ids(90)
+    model, ids = on_device("llama"), random_ids(90)
     table = evaluate_table(model, ids, keep_ratios=(1.0, 0.5), prune_after=40, positions=("absolute", "cache"))
     found = divergence(model, ids, {0: HALF})[0]
     called = evaluate(model, ids, compressor=l2_compress, **HALF)
@@ -75,10 +95,10 @@ def test_tables_divergence_and_compressors_run_there():
 
 @pytest.mark.golden
 @pytest.mark.xdist_group("embedded model")
-def test_the_float64_baseline_holds_there(embedded_model_on_cuda, texts_of, golden):
-    samples = texts_of(embedded_model_on_cuda, "embedded-short", None, SAMPLES)
+def test_the_float64_baseline_holds_there(embedded_model_on_gpu, texts_of, golden):
+    samples = texts_of(embedded_model_on_gpu, "embedded-short", None, SAMPLES)
     tables = [
-        evaluate_table(embedded_model_on_cuda.model, text.input_ids, keep_ratios=RATIOS, positions=MODES)
+        evaluate_table(embedded_model_on_gpu.model, text.input_ids, keep_ratios=RATIOS, positions=MODES)
         for text in samples
     ]
-    check_baseline(golden, tables, samples, embedded_model_on_cuda)
+    check_baseline(golden, tables, samples, embedded_model_on_gpu)
