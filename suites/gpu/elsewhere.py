@@ -87,7 +87,10 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
         _host(target).copy_(_host(source))
         return target
     on_host, options = tree_map(_host, (args, kwargs))
-    result = operator(*on_host, **options)
+    if operator is _aten.histc.default:  # of integers, a GPU can and a CPU cannot
+        result = operator(on_host[0].double(), *on_host[1:], **options).to(on_host[0].dtype)
+    else:
+        result = operator(*on_host, **options)
     for given in there:
         if given.shape != given.host.shape:
             raise NotImplementedError(f"{operator} resizes {tuple(given.shape)} to {tuple(given.host.shape)}")

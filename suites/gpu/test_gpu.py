@@ -10,9 +10,9 @@ import copy
 import pytest
 import torch
 
-from knorm_core import evaluate, evaluate_batch, evaluate_table, l2_compress
+from knorm_core import SlowFallbackWarning, evaluate, evaluate_batch, evaluate_table, l2_compress
 from knorm_core.experiments.divergence import divergence
-from suites.families import PROMISED, random_ids, tiny_model
+from suites.families import PROMISED, SLOW, random_ids, tiny_model
 from suites.goldens.test_embedded_model import MODES, RATIOS, SAMPLES, check_baseline
 from suites.gpu import elsewhere
 from suites.plugins.inputs import TEST_DEVICE
@@ -56,6 +56,15 @@ def test_losses_are_those_of_the_cpu(family, positions, method):
     assert there.evictions == here.evictions
     torch.testing.assert_close(there.nll, here.nll, rtol=0, atol=1e-5)
     assert there.ppl == pytest.approx(here.ppl, rel=1e-6)
+
+
+@pytest.mark.parametrize("family", SLOW)
+def test_what_one_pass_cannot_serve_falls_back_there_too(family):
+    ids, dtype = random_ids(70), torch.float32  # transformers' experts take no float64 there
+    with pytest.warns(SlowFallbackWarning, match=SLOW[family]):
+        there = evaluate(on_device(family, dtype), ids, **HALF)
+    here = evaluate(tiny_model(family, dtype), ids, method="stepwise", **HALF)
+    torch.testing.assert_close(there.nll, here.nll, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("policy", ["low_norm", "high_norm", "random", "recent", "sink_recent"])
