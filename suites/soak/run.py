@@ -107,9 +107,9 @@ def _growth(memory: list[int]) -> list[str]:
     if len(settled) < 3:
         return [f"memory: {len(memory)} runs are too few to tell, at least {SETTLED + 2} are needed"]
     trend = linregress(range(len(settled)), settled)
-    if trend.slope - 2 * trend.stderr <= GROWTH:
-        return []
-    return [f"memory grows by {trend.slope / 2**20:.2f} ± {2 * trend.stderr / 2**20:.2f} MiB a run"]
+    if trend.slope - 2 * trend.stderr > GROWTH:
+        return [f"memory grows by {trend.slope / 2**20:.2f} ± {2 * trend.stderr / 2**20:.2f} MiB a run"]
+    return []  # also where all are equal: the error is not a number then
 
 
 if __name__ == "__main__":
