@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
+import numbers
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ class Cell:
 
     Attributes:
         model: name, as for `load_model`.
-        weights, tokenizer: SHA-256, as `model_identity` has them.
+        weights, tokenizer, config: SHA-256, as `model_identity` has them.
         text: what to call the text.
         input_ids: its token ids (n,), int64.
         arguments: of `evaluate`, but no ``compressor``: a function has no identity to store a result by.
@@ -56,6 +58,7 @@ class Cell:
     model: str
     weights: str
     tokenizer: str
+    config: str
     text: str
     input_ids: torch.Tensor
     arguments: Mapping[str, Any]
@@ -68,7 +71,7 @@ class Cell:
                 f"compressor={self.arguments['compressor']!r} cannot go into a cell: results are found again by what "
                 f"they were computed from, and a function has no identity; use a policy, or evaluate"
             )
-        if "skip_layers" in self.arguments:  # any iterable of them, and JSON holds lists alone
+        if "skip_layers" in self.arguments:  # any iterable of them, which may be used up by going through it
             layers = self.arguments["skip_layers"]
             object.__setattr__(self, "arguments", {**self.arguments, "skip_layers": list(layers)})
 
@@ -85,8 +88,9 @@ class Cell:
             "evaluation",
             weights=self.weights,
             tokenizer=self.tokenizer,
+            config=self.config,
             input_ids=self.input_ids,
-            settings={**defaults, **self.arguments},
+            settings={name: _plain(name, value) for name, value in {**defaults, **self.arguments}.items()},
             dtype=self.dtype,
             environment=environment,
         )
@@ -97,6 +101,7 @@ def inputs_of(
     *,
     weights: str,
     tokenizer: str,
+    config: str,
     input_ids: torch.Tensor,
     settings: Any,
     dtype: str,
@@ -106,8 +111,8 @@ def inputs_of(
 
     Args:
         what: was computed.
-        weights, tokenizer: SHA-256, as `model_identity` has them.
-        input_ids: (n,), int64.
+        weights, tokenizer, config: SHA-256, as `model_identity` has them.
+        input_ids: (n,), integers.
         settings: all others.
         dtype: of weights and activations.
         environment: see `environment`.
@@ -118,9 +123,22 @@ def inputs_of(
         "dtype": dtype,
         "weights": weights,
         "tokenizer": tokenizer,
-        "input_ids": hashlib.sha256(input_ids.cpu().numpy().tobytes()).hexdigest(),
+        "config": config,
+        "input_ids": hashlib.sha256(input_ids.long().cpu().numpy().tobytes()).hexdigest(),
         "environment": dict(environment),
     }
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An argument of `evaluate` in the one form, of those that mean the same to it, that is looked up."""
+    if name == "skip_layers":
+        return sorted({int(layer) for layer in value})
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and name != "keep_ratio":
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # which counts as the decimal it is written as
+        exact = Fraction(str(value))
+        return float(exact) if Fraction(str(float(exact))) == exact else str(exact)
+    return value
 
 
 def versions() -> dict[str, str]:
@@ -176,16 +194,19 @@ class Bench:
             return self._rows[2](settings[None])
 
     def _model_of(self, cell: Cell) -> nn.Module:
-        key = (cell.model, cell.weights, cell.dtype, cell.device)
+        key = (cell.model, cell.weights, cell.config, cell.dtype, cell.device)
         if self._model is None or self._model[0] != key:
             self._model = self._rows = None
-            here = model_identity(cell.model).weights
-            if here != cell.weights:
-                raise ModelNotFoundError(
-                    f"model {cell.model!r} has weights of SHA-256 {here[:12]}… here, and {cell.weights[:12]}… where "
-                    f"the sweep was made"
-                )
-            self._model = (key, load_model(cell.model, getattr(torch, cell.dtype), cell.device)[0])
+            folder = model_folder(cell.model)
+            here = model_identity(folder)
+            pairs = (("weights", here.weights, cell.weights), ("a configuration", here.config, cell.config))
+            for what, found, expected in pairs:
+                if found != expected:
+                    raise ModelNotFoundError(
+                        f"model {cell.model!r} has {what} of SHA-256 {found[:12]}… here, and {expected[:12]}… where "
+                        f"the sweep was made"
+                    )
+            self._model = (key, load_model(folder, getattr(torch, cell.dtype), cell.device)[0])
             self.loaded += 1
         return self._model[1]
 
@@ -216,14 +237,17 @@ def sweep_cells(
     """
     from transformers import AutoTokenizer
 
+    if "skip_layers" in arguments:
+        arguments["skip_layers"] = list(arguments["skip_layers"])
     rows = [
         {"keep_ratio": ratio, "positions": mode, "policy": policy, **arguments}
         for policy, mode, ratio in itertools.product(policies, positions, keep_ratios)
     ]
     texts, dtypes, cells = list(texts), list(dtypes), []
     for model in models:
-        identity = model_identity(model)
-        tokenizer = AutoTokenizer.from_pretrained(model_folder(model), local_files_only=True)
+        folder = model_folder(model)
+        identity = model_identity(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         found = {
             f"{name}: {text.title}": text.input_ids
             for name in texts

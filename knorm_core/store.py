@@ -18,10 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -48,6 +49,7 @@ _INTO_RESULTS = f"INTO results ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 _PATIENCE = 60.0  # seconds to wait for another run's write
 _LARGEST = 1 << 30  # bytes of one entry; a damaged length must not ask for more memory
+_FINEST = 4  # hexadecimal digits of a key: of a damaged file, entries are lost with others that begin like them
 # Result codes of SQLite that mean damage: a malformed page, no database at all, a length beyond all limits.
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG}
 
@@ -115,6 +117,7 @@ class Store:
             return
         text = canonical(inputs)
         now = datetime.now(UTC).isoformat(timespec="seconds")
+        name = name.encode(errors="backslashreplace").decode()  # a file's name need not be UTF-8
         parts = (_sha256(text.encode()), name, text, now, json.dumps(facts), tensors)
         entry = (*parts, _seal(*(part if isinstance(part, bytes) else part.encode() for part in parts)))
         try:
@@ -147,31 +150,48 @@ class Store:
     def _use(self, action: Callable[[sqlite3.Connection], Value]) -> Value:
         """Do something with the file; where that shows it to be damaged, begin a new one and do it there."""
         try:
-            with closing(_open(self.path)) as file:
-                if not self._checked:  # once a run: keys that are out of order would be missed without a word
-                    _check(file)
-                    self._checked = True
-                return action(file)
+            return self._with_file(action)
         except (sqlite3.Error, _DamagedError) as error:
             if not _is_damage(error):
                 raise
             self._replace(error)
-        with closing(_open(self.path)) as file:
-            return action(file)
+        return self._with_file(action)
+
+    def _with_file(self, action: Callable[[sqlite3.Connection], Value]) -> Value:
+        while True:
+            with closing(_open(self.path)) as file:
+                opened = _which(self.path)
+                if not self._checked:  # once a run: keys that are out of order would be missed without a word
+                    _check(file)
+                    self._checked = True
+                value = action(file)
+            if _which(self.path) == opened:  # else another run has replaced it meanwhile
+                return value
 
     def _replace(self, error: Exception) -> None:
-        """Move a damaged file aside, and take what is whole of it over into a new one."""
+        """Put a new file with what is whole of a damaged one in its place, in one step, and keep the damaged one.
+
+        Killed, or on a full disk, the damaged one is still there, and the next run begins again.
+        """
         from filelock import FileLock
 
+        aside = self.path.with_name(f"{self.path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
+        new = self.path.with_name(f".{self.path.name}.new")
+        journal = Path(f"{self.path}-journal")
         with FileLock(f"{self.path}.lock"):
             if _is_sound(self.path):  # another run has been here
                 return
-            aside = self.path.with_name(f"{self.path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
-            # Its journal first: beside a new file, it would be taken for that one's.
-            with suppress(FileNotFoundError):
-                os.replace(f"{self.path}-journal", f"{aside}-journal")
-            os.replace(self.path, aside)
-            saved = _take_over(aside, self.path)
+            try:
+                _delete(new)  # of a run that was killed
+                with _held(self.path):
+                    saved = _take_over(self.path, new)
+                    _second_name(self.path, aside)
+                    # Beside a new file, it would be taken for that one's.
+                    with suppress(FileNotFoundError):
+                        os.replace(journal, f"{aside}-journal")
+                    os.replace(new, self.path)
+            finally:
+                _delete(new)
         _warn(f"{self.path}: {_reason(error)}. Moved to {aside}; a new store has the {saved} results that were whole")
 
 
@@ -252,17 +272,89 @@ def _is_sound(path: Path) -> bool:
     return True
 
 
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Nobody stores anything in the file meanwhile, where it is whole enough for that."""
+    with closing(sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)) as file:
+        with suppress(sqlite3.DatabaseError):
+            file.execute("BEGIN IMMEDIATE")
+        yield
+
+
 def _take_over(damaged: Path, path: Path) -> int:
     """Copy what can be read and is whole into a new store; how many entries that was."""
-    saved = 0
-    with closing(_open(path)) as new, suppress(sqlite3.Error, _DamagedError), closing(_open(damaged)) as old:
-        for row in old.execute(f"SELECT {_COLUMNS} FROM results"):
-            if _intact(row):
+    with closing(_open(path)) as new:
+        new.execute("BEGIN")
+        with suppress(_DamagedError), closing(_open_damaged(damaged)) as old:
+            for row in filter(_intact, _readable(old)):
                 *texts, tensors, seal = row
                 texts = [text.decode() for text in texts]
                 new.execute(f"INSERT OR IGNORE {_INTO_RESULTS}", (*texts, tensors, seal.decode()))
-                saved += 1
-    return saved
+        new.execute("COMMIT")
+        [[saved]] = new.execute("SELECT count(*) FROM results")
+    return int(saved)
+
+
+def _open_damaged(path: Path) -> sqlite3.Connection:
+    try:
+        return _open(path)
+    except sqlite3.Error as error:
+        if not _is_damage(error):
+            raise
+        raise _DamagedError(str(error)) from error
+
+
+def _readable(file: sqlite3.Connection, begin: str = "") -> Iterator[tuple[Any, ...]]:
+    """The entries whose keys begin so, as far as they can be read; some twice.
+
+    Around a damaged page, ever smaller ranges of keys are read, and the smallest from both ends.
+    """
+    if (yield from _read_until_damage(file, begin, "ASC")):
+        return
+    if len(begin) == _FINEST:
+        yield from _read_until_damage(file, begin, "DESC")
+        return
+    for digit in "0123456789abcdef":
+        yield from _readable(file, begin + digit)
+
+
+def _read_until_damage(file: sqlite3.Connection, begin: str, order: str) -> Generator[tuple[Any, ...], None, bool]:
+    """Yield entries; return whether those were all."""
+    # One at a time: Python's sqlite3 looks ahead, and would lose the last one before a damaged page.
+    select = f"SELECT {_COLUMNS} FROM results WHERE key > ? AND key < ? ORDER BY key {order} LIMIT 1"
+    after, before = begin, begin + "g"
+    try:
+        while entry := file.execute(select, (after, before)).fetchone():
+            key = entry[0].decode("latin-1")
+            if not after < key < before:  # out of order, and maybe without end
+                return False
+            yield entry
+            after, before = (key, before) if order == "ASC" else (after, key)
+    except sqlite3.Error as error:
+        if not _is_damage(error):
+            raise
+        return False
+    return True
+
+
+def _second_name(path: Path, other: Path) -> None:
+    try:
+        os.link(path, other)
+    except OSError:  # a file system without links
+        shutil.copy2(path, other)
+
+
+def _which(path: Path) -> tuple[int, int] | None:
+    """What tells the file at this path from one that takes its place."""
+    with suppress(FileNotFoundError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
+
+
+def _delete(path: Path) -> None:
+    for each in (path, Path(f"{path}-journal")):
+        each.unlink(missing_ok=True)
 
 
 def _intact(row: tuple[Any, ...]) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -93,6 +95,32 @@ def test_the_identity_of_a_model_changes_with_its_weights(saved_model, tmp_path)
     tiny_model("gpt_neox", seed=1).save_pretrained(other)
     assert models_module.model_identity(saved_model) == models_module.model_identity(saved_model)
     assert models_module.model_identity(saved_model).weights != models_module.model_identity(other).weights
+
+
+def test_the_identity_of_a_model_is_that_of_what_decides_its_numbers(saved_model, tmp_path):
+    copy, before = tmp_path / "copy", models_module.model_identity(saved_model)
+    shutil.copytree(saved_model, copy)
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(dict(reversed(settings.items())) | {"transformers_version": "4.0"}))
+    shutil.copy(copy / "model.safetensors", copy / "consolidated.safetensors")  # which is never loaded
+    assert models_module.model_identity(copy) == before
+    (copy / "config.json").write_text(json.dumps(settings | {"layer_norm_eps": 0.1}))
+    after = models_module.model_identity(copy)
+    assert after[:2] == before[:2]
+    assert after.config != before.config
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2", "opt"])
+def test_weights_of_more_layers_than_the_configuration_has_are_refused(saved_model, tmp_path, family):
+    tiny_model(family).save_pretrained(tmp_path)
+    for path in saved_model.glob("tokenizer*"):
+        shutil.copy(path, tmp_path)
+    load_model(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    [name] = {"n_layer", "num_hidden_layers"} & settings.keys()
+    (tmp_path / "config.json").write_text(json.dumps(settings | {name: settings[name] - 1}))
+    with pytest.raises(ModelNotFoundError, match=r"weights of more than the 2 layers of its configuration, such as '"):
+        load_model(tmp_path)
 
 
 def test_damaged_weights_are_refused(tmp_path, monkeypatch, embedded_model):

@@ -136,7 +136,7 @@ def test_no_name_leads_baselines_out_of_their_folder(name, slug, model_home, mon
     monkeypatch.chdir(model_home)
     if name == "a link":
         (model_home / name).symlink_to("model")
-    assert LoadedModel(name, None, None, "", "").slug == slug.replace("HOME", model_home.name)
+    assert LoadedModel(name, None, None, None).slug == slug.replace("HOME", model_home.name)
 
 
 REFUSED = {

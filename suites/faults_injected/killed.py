@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # Audit events before which a file or folder is still as it was.
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+_CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "sqlite3.connect"}
 
 
 class Process:

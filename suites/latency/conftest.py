@@ -59,10 +59,10 @@ def timed_model(request: pytest.FixtureRequest) -> Any:
 def record_latency(record_table: Callable[..., None], request: pytest.FixtureRequest) -> Callable[[Record], None]:
     """Record a table of what was measured, under the name of the timed model."""
     name = request.config.getoption("knorm_model")
-    loaded = LoadedModel(name, None, None, *model_identity(name))
+    loaded = LoadedModel(name, None, None, model_identity(name))
 
     def record(table: Record) -> None:
-        source = {"model": f"{loaded.slug} sha256:{loaded.weights_sha256}", **table.made_from}
+        source = {"model": f"{loaded.slug} sha256:{loaded.identity.weights}", **table.made_from}
         record_table(f"{loaded.slug}/latency/{table.what}", table.rows, key=table.key, made_from=source)
 
     return record

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from knorm_core.models import ModelNotFoundError, check_device, check_model_name, load_model, model_identity
+from knorm_core.models import (
+    EMBEDDED,
+    ModelIdentity,
+    ModelNotFoundError,
+    check_device,
+    check_model_name,
+    load_model,
+    model_folder,
+    model_identity,
+)
 from knorm_core.plugin import KEEP_RATIOS
 from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
 
@@ -24,8 +33,7 @@ class LoadedModel(NamedTuple):
     name: str
     model: Any
     tokenizer: Any
-    weights_sha256: str
-    tokenizer_sha256: str
+    identity: ModelIdentity
 
     @property
     def slug(self) -> str:
@@ -38,8 +46,9 @@ class LoadedModel(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _load(name: str, dtype: str, device: str) -> LoadedModel:
-    model, tokenizer = load_model(name, getattr(torch, dtype), device)
-    return LoadedModel(name, model, tokenizer, *model_identity(name))
+    folder = model_folder(name)  # once: a hub's name may come to mean another model
+    identity = model_identity(folder)
+    return LoadedModel(name, *load_model(folder, getattr(torch, dtype), device), identity)
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +119,15 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
 
 
 def made_from(loaded: LoadedModel, texts: list[Text], **settings: Any) -> dict[str, Any]:
-    """The provenance of a baseline: model, tokenizer and texts by SHA-256, and the settings."""
+    """The provenance of a baseline: model, tokenizer and texts by SHA-256, and the settings.
+
+    The embedded model's configuration is written by transformers, whose versions have different words for it.
+    """
+    config = {} if loaded.name == EMBEDDED else {"config": f"sha256:{loaded.identity.config}"}
     return {
-        "model": f"{loaded.slug} sha256:{loaded.weights_sha256}",
-        "tokenizer": f"sha256:{loaded.tokenizer_sha256}",
+        "model": f"{loaded.slug} sha256:{loaded.identity.weights}",
+        **config,
+        "tokenizer": f"sha256:{loaded.identity.tokenizer}",
         "text": "sha256:" + hashlib.sha256("".join(text.sha256 for text in texts).encode()).hexdigest(),
         "settings": {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
     }

@@ -55,7 +55,7 @@ def result_store(request: pytest.FixtureRequest) -> Store | None:
 def cell_of(request: pytest.FixtureRequest, language_model: LoadedModel) -> Callable[..., Cell]:
     """``cell_of(text, input_ids, arguments)``: an evaluation of the model of the command line."""
     option = request.config.getoption
-    identity = (language_model.name, language_model.weights_sha256, language_model.tokenizer_sha256)
+    identity = (language_model.name, *language_model.identity)
 
     def cell(text: str, input_ids: Any, arguments: Mapping[str, Any]) -> Cell:
         return Cell(*identity, text, input_ids, arguments, option("knorm_dtype"), option("knorm_device"))
@@ -114,8 +114,7 @@ def remembered(
     ) -> Any:
         inputs = inputs_of(
             what,
-            weights=language_model.weights_sha256,
-            tokenizer=language_model.tokenizer_sha256,
+            **language_model.identity._asdict(),
             input_ids=input_ids,
             settings=settings,
             dtype=option("knorm_dtype"),

@@ -6,7 +6,10 @@ import ast
 import dataclasses
 import io
 import itertools
+import json
 import math
+import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from knorm_core.experiments.divergence import divergence
 from knorm_core.experiments.encoding import CHOICES, DIVERGENCE, FLAG, HEAD
 from knorm_core.experiments.norm_attention import HeadObservation
 from knorm_core.experiments.precision import evaluate_choices
-from knorm_core.models import ModelNotFoundError, load_model
+from knorm_core.models import ModelNotFoundError, load_model, model_identity
 from knorm_core.store import Store, canonical
 from knorm_core.sweep import CellFailedError, run_cells, shown
 from suites.families import random_ids, tiny_model
@@ -204,8 +207,56 @@ def test_a_compressor_cannot_go_into_a_cell(cells_of):
 
 
 def test_an_argument_that_json_does_not_hold_is_that_cells_failure(cells_of, tiny, store):
-    [outcome] = run_cells(cells_of([{"keep_ratio": np.float32(0.5)}]), store=store, model=tiny)
+    [outcome] = run_cells(cells_of([{"keep_ratio": 0.5, "seed": object()}]), store=store, model=tiny)
     assert isinstance(outcome.error, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"keep_ratio": 0.3}, {"keep_ratio": np.float32(0.3)}),
+        ({"keep_ratio": 0.5}, {"keep_ratio": Fraction(1, 2)}),
+        ({"keep_ratio": 1.0}, {"keep_ratio": 1}),
+        ({"keep_ratio": 0.5, "prune_after": 40}, {"keep_ratio": 0.5, "prune_after": np.int64(40)}),
+        ({"keep_ratio": 0.5, "skip_layers": (0, 1)}, {"keep_ratio": 0.5, "skip_layers": np.array([1, 0, 1])}),
+    ],
+)
+def test_what_means_the_same_to_evaluate_is_found_again(cells_of, tiny, store, passes, first, second):
+    [one] = run_cells(cells_of([first]), store=store, model=tiny)
+    [again], taken = passes(lambda: list(run_cells(cells_of([second]), store=store, model=tiny)))
+    assert taken == 0
+    assert again.result().ppl == one.result().ppl == evaluate(tiny, random_ids(120, 0), **second).ppl
+    [as_int32] = cells_of([first])
+    as_int32 = dataclasses.replace(as_int32, input_ids=as_int32.input_ids.int())
+    assert as_int32.inputs({}) == cells_of([second])[0].inputs({})
+
+
+def test_a_third_is_not_the_decimal_that_comes_near_it(cells_of):
+    third, decimal = cells_of([{"keep_ratio": Fraction(1, 3)}, {"keep_ratio": 1 / 3}])
+    assert canonical(third.inputs({})) != canonical(decimal.inputs({}))
+
+
+def test_a_title_that_is_not_utf_8_is_stored_too(cells_of, tiny, store):
+    [cell] = cells_of([{"keep_ratio": 0.5}])
+    cell = dataclasses.replace(cell, text="caf\udce9")  # as a file's name comes from os.listdir
+    for _ in range(2):
+        [outcome] = run_cells([cell], store=store, model=tiny)
+    assert outcome.result()
+    assert len(store.found) == 1
+
+
+def test_another_configuration_of_the_same_weights_is_another_model(cells_of, tiny_folder, tmp_path):
+    other = tmp_path / "model"
+    shutil.copytree(tiny_folder, other)
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 0.1}))
+    [cell] = cells_of([{"keep_ratio": 0.5}])
+    changed = dataclasses.replace(cell, model=str(other), **model_identity(other)._asdict())
+    assert changed.weights == cell.weights
+    assert changed.inputs({}) != cell.inputs({})
+    assert Bench()(changed).ppl != Bench()(cell).ppl
+    with pytest.raises(ModelNotFoundError, match=r"has a configuration of SHA-256 .* where the sweep was made"):
+        Bench()(dataclasses.replace(cell, model=str(other)))
 
 
 # --- how results are stored
@@ -256,6 +307,14 @@ def test_a_sweep_is_every_combination_a_text_at_a_time(tiny_folder):
         (1.0, "absolute", "low_norm", 40), (0.5, "absolute", "low_norm", 40),
         (1.0, "absolute", "recent", 40), (0.5, "absolute", "recent", 40),
     ]  # fmt: skip
+
+
+def test_every_cell_of_a_sweep_skips_the_layers_of_an_iterator(tiny_folder):
+    layers = (layer for layer in (0, 1))
+    cells = sweep_cells(
+        [tiny_folder], ["embedded-articles"], keep_ratios=[0.5, 0.3], max_eval_tokens=60, skip_layers=layers
+    )
+    assert [cell.arguments["skip_layers"] for cell in cells] == [[0, 1]] * 8
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(cells_of, tiny):
