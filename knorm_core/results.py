@@ -66,7 +66,8 @@ class Baseline:
 
     Attributes:
         status: "same" (within ``rtol`` and ``atol``), "changed", "missing", "other source" (made from
-            another model, text or setting), or "none" (a table that has no baseline by design).
+            another model, text or setting), "damaged" (its file cannot be read), or "none" (a table that has no
+            baseline by design).
         cells: what differs, within tolerance or not, largest first.
     """
 

@@ -11,10 +11,11 @@ from knorm_core.report.section import MOST_ROWS, Absent, Section, ShownTable
 from knorm_core.report.words import counted, listed, number
 from knorm_core.results import Cell, Results, Table
 
-_FIRST = ("changed", "other source", "missing", "same")
+_FIRST = ("changed", "other source", "damaged", "missing", "same")
 _MEANING = {
     "changed": "beyond the tolerance",
     "other source": "made from another model, text or setting",
+    "damaged": "its file cannot be read",
     "missing": "no baseline yet: pytest --force-regen makes it",
     "same": "within the tolerance",
 }

@@ -21,7 +21,10 @@ TEST = """
     import os, time
 
     def rows(value):
-        return [{"keep_ratio": 1.0, "ppl": 12.5}, {"keep_ratio": 0.5, "ppl": value}]
+        table = [{"keep_ratio": 1.0, "ppl": 12.5, "mean": 3.0}, {"keep_ratio": 0.5, "ppl": value, "mean": 4.0}]
+        without = os.environ.get("WITHOUT")
+        return [{name: number for name, number in row.items() if name != without} for row in table
+                if str(row["keep_ratio"]) != without]
 
     def test_numbers(golden):
         golden.check("m/t/ppl", rows(float(os.environ["VALUE"])), key=("keep_ratio",),
@@ -114,6 +117,50 @@ def test_a_changed_text_is_told_apart_from_a_changed_number(project):
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize(
+    ("without", "said"), [("mean", "columns that are gone: mean"), ("0.5", "rows that are gone: 0.5")]
+)
+def test_a_column_or_row_that_vanished_fails_and_is_gone_after_a_regeneration(project, without, said):
+    assert project("--force-regen", VALUE="20").returncode == 0
+    result = project("-k", "numbers", VALUE="20", WITHOUT=without)
+    assert result.returncode == 1
+    assert said in result.stdout
+    assert project("--force-regen", VALUE="20", WITHOUT=without).returncode == 0
+    assert project("-k", "numbers", VALUE="20", WITHOUT=without).returncode == 0
+    result = project("-k", "numbers", VALUE="20")
+    assert result.returncode == 1
+    assert said.replace("gone", "new") in result.stdout
+
+
+HALF_A_MERGE = b"keep_ratio,ppl,mean\n<<<<<<< ours\n1.0,12.5,3.0\n=======\n1.0,12.6,3.0\n>>>>>>> theirs\n0.5,20.0,4.0\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("ppl.csv", b""),
+        ("ppl.csv", HALF_A_MERGE),
+        ("ppl.csv", b"keep_ratio,ppl\n1.0,12.5\n0.5,20.0,7,8,9\n"),
+        ("ppl.csv", b"\xff\xfe"),
+        ("ppl.yml", b""),
+        ("ppl.yml", b"<<<<<<< ours\nmodel: m\n"),
+        ("ppl.yml", b"model: [\n"),
+    ],
+)
+def test_a_damaged_baseline_is_named_and_can_be_made_anew(project, file, content):
+    assert project("--force-regen", VALUE="20").returncode == 0
+    whole, path = files(project), project.path / "baselines" / "m" / "t" / file
+    path.write_bytes(content)
+    result = project("-k", "numbers", VALUE="20")
+    assert result.returncode == 1
+    assert f"{path} is damaged, so nothing was compared" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert "Error" not in result.stdout
+    result = project("--force-regen", VALUE="20")
+    assert result.returncode == 0, result.stdout
+    assert files(project) == whole
+
+
 def test_a_failing_regeneration_changes_nothing(project):
     project("--force-regen", VALUE="20")
     before = files(project)

@@ -23,7 +23,7 @@ tables = st.builds(
     made_from=st.dictionaries(words, words, max_size=2),
     baseline=st.builds(
         Baseline,
-        st.sampled_from(["same", "changed", "missing", "other source", "none"]),
+        st.sampled_from(["same", "changed", "missing", "other source", "damaged", "none"]),
         st.just(1e-6),
         st.just(0.0),
         st.lists(st.builds(Cell, words, words, numbers, numbers), max_size=2).map(tuple),

@@ -98,7 +98,14 @@ class Golden:
                     f"no baseline {table}, so nothing was compared: the same command with --force-regen makes it"
                 )
             pytest.fail(f"no baseline {table}: to make it, run\n    {self._command}", pytrace=False)
-        made = yaml.safe_load(source.read_text(encoding="utf-8"))
+        old, made = _read_or_none(table), _provenance_or_none(source)
+        if old is None or made is None:
+            record("damaged")
+            pytest.fail(
+                f"{source if made is None else table} is damaged, so nothing was compared: take it from version "
+                f"control again, or make it anew with\n    {self._command}",
+                pytrace=False,
+            )
         changed = [
             f"{what}: {made.get(what)} -> {value}" for what, value in made_from.items() if made.get(what) != value
         ]
@@ -110,7 +117,15 @@ class Golden:
                 + f"\nIf that is meant: {self._command}",
                 pytrace=False,
             )
-        cells = changed_cells(_rows(_read(table)), _rows(frame))
+        cells = changed_cells(_rows(old), _rows(frame))
+        if differences := _other_shape(old, frame):
+            record("changed", cells)
+            pytest.fail(
+                f"the table has another shape than {table}:\n  "
+                + "\n  ".join(differences)
+                + f"\nIf that is meant: {self._command}",
+                pytrace=False,
+            )
         try:
             self._regression.check(
                 frame,
@@ -138,7 +153,8 @@ class Golden:
         assert self._staging is not None
         staged = self._staging / f"{name}.csv"
         staged.parent.mkdir(parents=True, exist_ok=True)
-        if (self._root / f"{name}.csv").exists():
+        old = _read_or_none(self._root / f"{name}.csv")
+        if old is not None and not _other_shape(old, frame):  # so that numbers within the tolerance stay as they are
             shutil.copy(self._root / f"{name}.csv", staged)
         # pytest-regressions fails whenever it writes a file; here that is what was asked for.
         with contextlib.suppress(pytest.fail.Exception):
@@ -252,7 +268,11 @@ def _cells(name: str, old: Path, new: Path) -> Iterator[tuple[str, ...]]:
     if not old.exists():
         yield (name, f"{len(after)} rows", "", "", "new")
         return
-    for cell in changed_cells(_rows(_read(old)), _rows(after)):
+    before = _read_or_none(old)
+    if before is None:
+        yield (name, f"{len(after)} rows", "", "damaged", "new")
+        return
+    for cell in changed_cells(_rows(before), _rows(after)):
         was, now = ("–" if value is None else str(value) for value in (cell.baseline, cell.value))
         yield (name, cell.row, cell.column, was, now)
 
@@ -261,6 +281,37 @@ def _read(table: Path) -> Any:
     frame = pandas.read_csv(table, index_col=0)
     frame.index = frame.index.map(str)
     return frame
+
+
+def _read_or_none(table: Path) -> Any:
+    """None where there is no table, or none that can be compared with: empty, half a merge, cut off."""
+    try:
+        frame = _read(table)
+    except (FileNotFoundError, ValueError):  # pandas' own errors among the latter
+        return None
+    return frame if frame.index.is_unique and frame.columns.is_unique else None
+
+
+def _provenance_or_none(source: Path) -> dict[str, Any] | None:
+    try:
+        made = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        return None
+    return made if isinstance(made, dict) and isinstance(made.get(_VERSIONS), dict) else None
+
+
+def _other_shape(old: Any, new: Any) -> list[str]:
+    """What rows and columns one table has and the other has not."""
+    sides = [
+        ("columns", set(map(str, old.columns)), set(map(str, new.columns))),
+        ("rows", set(old.index), set(new.index)),
+    ]
+    return [
+        f"{what} {verb}: {', '.join(sorted(names))}"
+        for what, was, now in sides
+        for verb, names in (("that are gone", was - now), ("that are new", now - was))
+        if names
+    ]
 
 
 def _rows(frame: Any) -> dict[str, dict[str, Any]]:
