@@ -72,8 +72,8 @@ def load_model(
     with ThreadPoolExecutor(1) as pool:
         # Checking the weights' SHA-256 takes as long as importing part of transformers: do both at once.
         sought = pool.submit(model_folder, name)
-        if name != EMBEDDED:
-            sought.result()  # two threads must not import huggingface_hub at once
+        if name != EMBEDDED or not (_embedded_folder() / SINGLE).exists():
+            sought.result()  # two threads must not import huggingface_hub or transformers at once
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = sought.result()
@@ -194,6 +194,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("KNORM_CACHE") or platformdirs.user_cache_dir("knorm", appauthor=False))
 
 
+def _embedded_folder() -> Path:
+    # A tokenizer saved by one major version of transformers is not always read by another.
+    major = importlib.metadata.version("transformers").split(".")[0]
+    return cache_folder() / f"{EMBEDDED}-transformers{major}"
+
+
 def convert_embedded() -> Path:
     """De-quantise the embedded model once; return the folder with its safetensors and tokenizer.
 
@@ -202,23 +208,36 @@ def convert_embedded() -> Path:
     """
     from filelock import FileLock
 
-    # A tokenizer saved by one major version of transformers is not always read by another.
-    major = importlib.metadata.version("transformers").split(".")[0]
-    folder = cache_folder() / f"{EMBEDDED}-transformers{major}"
+    folder = _embedded_folder()
     if not (folder / SINGLE).exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not (folder / SINGLE).exists():
-                for left in folder.parent.glob(f".{folder.name}-*"):  # by a conversion that was killed
-                    shutil.rmtree(left, ignore_errors=True)
-                with _atomic_folder(folder) as unfinished:
-                    _convert(_embedded_gguf(), unfinished)
+        with _explained(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not (folder / SINGLE).exists():
+                    for left in folder.parent.glob(f".{folder.name}-*"):  # by a conversion that was killed
+                        shutil.rmtree(left, ignore_errors=True)
+                    with _atomic_folder(folder) as unfinished:
+                        _convert(_embedded_gguf(), unfinished)
     digest = _digest([folder / SINGLE])
     if digest != _WEIGHTS_SHA256:
         raise ModelNotFoundError(
             f"{folder / SINGLE} has SHA-256 {digest}, not the pinned {_WEIGHTS_SHA256}: delete the folder and run again"
         )
     return folder
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What a full disk, or a folder that cannot be written, is to be told as."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ModelNotFoundError(
+            f"the embedded model cannot be kept in {folder} ({error}): make room there, or name another folder with "
+            f"KNORM_CACHE"
+        ) from error
 
 
 def _embedded_gguf() -> Path:

@@ -140,6 +140,15 @@ def test_a_missing_package_names_the_command_that_installs_it(tmp_path, monkeypa
     assert not list(tmp_path.glob("smollm2*/model.safetensors"))
 
 
+def test_a_cache_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        ModelNotFoundError, match=r"cannot be kept in .*/file \(.*\): .* another folder with KNORM_CACHE"
+    ):
+        load_model()
+
+
 def test_a_wrong_gguf_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("KNORM_CACHE", str(tmp_path))
     monkeypatch.setattr(models_module, "_GGUF_SHA256", "0" * 64)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import random
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +23,8 @@ from suites.faults_injected.tiny_gguf import write_gguf
 from suites.plugins import moving
 
 pytestmark = pytest.mark.xdist_group("kills")
+
+ROOT = Path(__file__).parents[2]
 
 few, many = pytest.mark.fast, pytest.mark.faults_injected
 
@@ -246,3 +252,22 @@ def test_a_regeneration_killed_at_any_time_leaves_all_baselines_old_or_all_new(p
         process.kill(after=moments.uniform(0, 1.0))
         process.end()
         value = value_after_next_run(folder, made)
+
+
+@pytest.mark.faults_injected
+@pytest.mark.xdist_group("embedded model")
+def test_the_first_load_in_a_process_converts_and_on_a_full_disk_ends_in_a_sentence_and_leaves_nothing(tmp_path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000_000, 50_000_000))"
+
+    def load(first=""):
+        program = f"import knorm_core\n{first}\nknorm_core.load_model()"
+        environment = {**os.environ, "KNORM_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    full = load(limit)
+    assert full.returncode == 1
+    assert f"ModelNotFoundError: the embedded model cannot be kept in {tmp_path} (" in full.stderr
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+    room = load()
+    assert room.returncode == 0, room.stderr

@@ -11,6 +11,8 @@ import argparse
 import ctypes
 import functools
 import gc
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,22 +37,23 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=RUNS, help="(default: %(default)s)")
     options, arguments = parser.parse_known_args()
     arguments = arguments or ["-m", "fast"]
-    memory, outcomes = [], {}
+    memory, outcomes, troubles = [], {}, []
     _give_back_what_is_freed()
     for seed in range(1, options.runs + 1):
         name = f"one process, seed {seed}"
-        pytest.main(_arguments(arguments, options.folder / name, seed))
+        status = pytest.main(_arguments(arguments, _emptied(options.folder / name), seed))
+        troubles += _unfinished(name, status)
         outcomes[name] = _outcomes(options.folder / name)
         memory.append(_memory())
         print(f"{name}: {memory[-1] / 2**20:.1f} MiB", flush=True)
     for seed in range(1, options.runs + 1):
         name = f"-n 2, seed {seed}"
         several = ["-n", "2", "--dist", "loadgroup"]
-        subprocess.run(
-            [sys.executable, "-m", "pytest", *several, *_arguments(arguments, options.folder / name, seed)], check=False
-        )
+        options_of_run = _arguments(arguments, _emptied(options.folder / name), seed)
+        run = subprocess.run([sys.executable, "-m", "pytest", *several, *options_of_run], check=False)
+        troubles += _unfinished(name, run.returncode)
         outcomes[name] = _outcomes(options.folder / name)
-    troubles = [*_differences(outcomes), *_growth(memory)]
+    troubles += [*_differences(outcomes), *_growth(memory)]
     print(*(troubles or [f"{len(outcomes)} runs: the same outcomes every time, and no growth"]), sep="\n")
     return len(troubles) > 0
 
@@ -59,9 +62,23 @@ def _arguments(arguments: list[str], report: Path, seed: int) -> list[str]:
     return ["-q", "-p", "no:cacheprovider", f"--randomly-seed={seed}", f"--knorm-report={report}", *arguments]
 
 
+def _emptied(report: Path) -> Path:
+    """Where no results of an earlier soak are taken for this one's."""
+    shutil.rmtree(report, ignore_errors=True)
+    return report
+
+
+def _unfinished(run: str, status: int) -> list[str]:
+    if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return []
+    return [f"{run}: pytest ended with status {int(status)}, not all of its tests ran"]
+
+
 def _outcomes(report: Path) -> dict[str, str]:
     """By node id. xdist adds a test's group to its node id, which is no part of its name here."""
-    return {test.nodeid.partition("@")[0]: test.outcome for test in read_results(report).tests}
+    if not report.exists():
+        return {}
+    return {re.sub(r"@[^@\]]*$", "", test.nodeid): test.outcome for test in read_results(report).tests}
 
 
 def _give_back_what_is_freed() -> None:
