@@ -117,6 +117,7 @@ def fetch(name: str, kind: str, revision: str, files: Iterable[str]) -> Path:
 
     pin = PINNED.get(name)
     folder = Path()
+    _resume_after_resets()
     for file in files:
         with _explained(name, kind, f"/{_page(name, kind)}/resolve/{revision}/{file}"):
             path = Path(_persistently(hf_hub_download, name, file, repo_type=kind, revision=revision))
@@ -156,8 +157,7 @@ def _compare(path: Path, what: str, kind: str, digest: Any, source: str, expecte
 
 
 def _persistently(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    # huggingface_hub resumes a download whose connection is closed or silent, and fails on one that is reset,
-    # or on a 5xx.
+    # huggingface_hub resumes a download whose connection is closed or silent, and fails on a 5xx.
     import tenacity
 
     retrying = tenacity.Retrying(
@@ -167,6 +167,36 @@ def _persistently(call: Callable[..., Any], *arguments: Any, **options: Any) -> 
         reraise=True,
     )
     return retrying(call, *arguments, **options)
+
+
+def _resume_after_resets() -> None:
+    """Have huggingface_hub take a connection that is reset for one that is closed, which it resumes.
+
+    Before its version 1 it has no such hooks, and a download begins again after a reset.
+    """
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    session: Any = get_session()
+    hooks = getattr(session, "event_hooks", None)
+    if hooks is not None and _resets_are_closures not in hooks["response"]:
+        session.event_hooks = {**hooks, "response": [*hooks["response"], _resets_are_closures]}
+
+
+def _resets_are_closures(response: Any) -> None:
+    http: Any = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or what has taken its place
+    body = response.stream
+
+    class Stream(http.SyncByteStream):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[bytes]:
+            try:
+                yield from body
+            except http.ReadError as error:
+                raise http.RemoteProtocolError(str(error)) from error
+
+        def close(self) -> None:
+            body.close()
+
+    response.stream = Stream()
 
 
 def _passing(error: BaseException) -> bool:

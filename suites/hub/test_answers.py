@@ -9,8 +9,10 @@ import json
 import re
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from packaging.version import Version
 
 from knorm_core.hub import PINNED
 from suites.hub import content, processes
@@ -59,6 +61,9 @@ def other_weights(seed: int) -> bytes:
     return content.weights({"x": torch.full((8,), seed)})
 
 
+LATE = content.weights({"x": torch.zeros(5 << 20)})  # 20 MiB
+
+
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     """The stand-in after everything was asked for, and the answers."""
@@ -68,6 +73,7 @@ def asked(tmp_path_factory):
             "some/whole": model("1", model__safetensors=other_weights(1)),
             "some/shards": Repository("model", "2" * 40, content.sharded_model_files()),
             "some/reset": model("3", model__safetensors=other_weights(3)),
+            "some/reset-late": model("c", model__safetensors=LATE),
             "some/gated": model("4"),
             "some/pickled": model("5", model__safetensors=None),
             "some/coded": model("6", config__json=b'{"auto_map": {"AutoModel": "modeling.My"}}'),
@@ -89,6 +95,7 @@ def asked(tmp_path_factory):
         # A closed connection is noticed, and resumed, by huggingface_hub, which keeps 10 MiB at a time.
         hub.faults[stored(long)] += [dropped(11 << 20)]
         hub.faults[stored(other_weights(3))] += [dropped(20, reset=True), status(502)]
+        hub.faults[stored(LATE)] += [dropped(18 << 20, reset=True)]
         hub.faults["/api/models/some/busy"] += [status(503)] * 4
         hub.faults["/api/models/some/silent"] += [silent] * 4
         hub.faults[stored(other_weights(5))] += [flipped]
@@ -103,7 +110,7 @@ def stored(body: bytes) -> str:
     return f"/stored/{sha256(body)}"
 
 
-@pytest.mark.parametrize("name", [PYTHIA, WIKITEXT, PG19, "some/whole", "some/shards", "some/reset"])
+@pytest.mark.parametrize("name", [PYTHIA, WIKITEXT, PG19, "some/whole", "some/shards", "some/reset", "some/reset-late"])
 def test_what_is_there_arrives_whole(asked, name):
     hub, answers = asked
     folder = Path(answers[name])
@@ -121,6 +128,16 @@ def test_a_dropped_connection_is_resumed_where_it_broke_off(asked):
     hub, _ = asked
     long = content.model_files()["model.safetensors"]
     first, second, *_ = hub.asked(stored(long))
+    assert first.range is None
+    assert second.range == f"bytes={10 << 20}-"
+
+
+@pytest.mark.skipif(
+    Version(huggingface_hub.__version__) < Version("1"), reason="huggingface_hub before 1.0 begins again after a reset"
+)
+def test_a_reset_connection_is_resumed_too(asked):
+    hub, _ = asked
+    first, second, *_ = hub.asked(stored(LATE))
     assert first.range is None
     assert second.range == f"bytes={10 << 20}-"
 
