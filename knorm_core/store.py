@@ -16,6 +16,7 @@ millisecond to store, and so threads, forks, and other runs that replace the fil
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -49,7 +50,7 @@ _INTO_RESULTS = f"INTO results ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 _PATIENCE = 60.0  # seconds to wait for another run's write
 _LARGEST = 1 << 30  # bytes of one entry; a damaged length must not ask for more memory
-_FINEST = 4  # hexadecimal digits of a key: of a damaged file, entries are lost with others that begin like them
+_DIGITS = 3  # of a key: what a damaged file has is read in 16 ** _DIGITS ranges
 # Result codes of SQLite that mean damage: a malformed page, no database at all, a length beyond all limits.
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG}
 
@@ -158,14 +159,19 @@ class Store:
         return self._with_file(action)
 
     def _with_file(self, action: Callable[[sqlite3.Connection], Value]) -> Value:
-        while True:
-            with closing(_open(self.path)) as file:
-                opened = _which(self.path)
-                if not self._checked:  # once a run: keys that are out of order would be missed without a word
-                    _check(file)
-                    self._checked = True
-                value = action(file)
-            if _which(self.path) == opened:  # else another run has replaced it meanwhile
+        while True:  # until it was done in the file that is there afterwards: another run may replace a damaged one
+            opened = _which(self.path)
+            try:
+                with closing(_open(self.path)) as file:
+                    if not self._checked:  # once a run: keys that are out of order would be missed without a word
+                        _check(file)
+                        self._checked = True
+                    value = action(file)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_DBMOVED:
+                    raise
+                continue
+            if opened is None or _which(self.path) == opened:
                 return value
 
     def _replace(self, error: Exception) -> None:
@@ -267,7 +273,9 @@ def _is_sound(path: Path) -> bool:
     try:
         with closing(_open(path)) as file:
             _check(file)
-    except (sqlite3.Error, _DamagedError):
+    except (sqlite3.Error, _DamagedError) as error:
+        if not _is_damage(error):
+            raise
         return False
     return True
 
@@ -276,8 +284,11 @@ def _is_sound(path: Path) -> bool:
 def _held(path: Path) -> Iterator[None]:
     """Nobody stores anything in the file meanwhile, where it is whole enough for that."""
     with closing(sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)) as file:
-        with suppress(sqlite3.DatabaseError):
+        try:
             file.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            if not _is_damage(error):  # another run has been writing for a minute
+                raise
         yield
 
 
@@ -304,37 +315,41 @@ def _open_damaged(path: Path) -> sqlite3.Connection:
         raise _DamagedError(str(error)) from error
 
 
-def _readable(file: sqlite3.Connection, begin: str = "") -> Iterator[tuple[Any, ...]]:
-    """The entries whose keys begin so, as far as they can be read; some twice.
-
-    Around a damaged page, ever smaller ranges of keys are read, and the smallest from both ends.
-    """
-    if (yield from _read_until_damage(file, begin, "ASC")):
-        return
-    if len(begin) == _FINEST:
-        yield from _read_until_damage(file, begin, "DESC")
-        return
-    for digit in "0123456789abcdef":
-        yield from _readable(file, begin + digit)
-
-
-def _read_until_damage(file: sqlite3.Connection, begin: str, order: str) -> Generator[tuple[Any, ...], None, bool]:
-    """Yield entries; return whether those were all."""
-    # One at a time: Python's sqlite3 looks ahead, and would lose the last one before a damaged page.
-    select = f"SELECT {_COLUMNS} FROM results WHERE key > ? AND key < ? ORDER BY key {order} LIMIT 1"
-    after, before = begin, begin + "g"
+def _readable(file: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+    """Every entry that can be read, some of them more than once."""
     try:
-        while entry := file.execute(select, (after, before)).fetchone():
-            key = entry[0].decode("latin-1")
-            if not after < key < before:  # out of order, and maybe without end
-                return False
-            yield entry
-            after, before = (key, before) if order == "ASC" else (after, key)
+        yield from file.execute(f"SELECT {_COLUMNS} FROM results")
     except sqlite3.Error as error:
         if not _is_damage(error):
             raise
-        return False
-    return True
+    else:
+        return
+    for digits in itertools.product("0123456789abcdef", repeat=_DIGITS):
+        begin = "".join(digits)
+        for order in ("ASC", "DESC"):  # from both ends, where a damaged page lies between
+            if (yield from _range(file, begin, order)):
+                break
+
+
+def _range(file: sqlite3.Connection, begin: str, order: str) -> Generator[tuple[Any, ...], None, bool]:
+    """Yield the entries whose keys begin so; return False where damage ends them."""
+    # One at a time: Python's sqlite3 looks ahead, and would lose the last one before a damaged page.
+    select = f"SELECT {_COLUMNS} FROM results WHERE key > ? AND key < ? ORDER BY key {order} LIMIT 1"
+    after, before = begin, begin + "g"
+    while True:
+        try:
+            entry = file.execute(select, (after, before)).fetchone()
+        except sqlite3.Error as error:
+            if not _is_damage(error):
+                raise
+            return False
+        if entry is None:
+            return True
+        key = entry[0].decode("latin-1") if isinstance(entry[0], bytes) else ""
+        if not after < key < before:  # out of order, and maybe without end
+            return False
+        yield entry
+        after, before = (key, before) if order == "ASC" else (after, key)
 
 
 def _second_name(path: Path, other: Path) -> None:

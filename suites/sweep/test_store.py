@@ -9,13 +9,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knorm_core import store as store_module
 from knorm_core.store import Store, StoreWarning, canonical, store_of
 from suites.faults_injected.killed import killed_at
 
@@ -208,7 +211,7 @@ def damaged(store):
     store.path.write_bytes(content)
     whole = readable(store.path, range(200))
     assert 180 < len(whole) < 200
-    return store, whole
+    return Store(store.path), whole  # which has not looked at the file yet
 
 
 def test_beside_a_damaged_page_everything_else_is_kept(damaged):
@@ -217,6 +220,49 @@ def test_beside_a_damaged_page_everything_else_is_kept(damaged):
     assert set(whole) <= set(saved)
     assert 100 not in saved
     assert f"a new store has the {len(saved)} results that were whole" in said[0]
+
+
+@pytest.mark.parametrize("rank", [3, 100, 198])
+@pytest.mark.parametrize("bit", [0x40, 0x80])
+def test_a_key_out_of_order_costs_its_own_entry_alone(store, rank, bit):
+    put(store, *range(200))
+    keys = sorted((hashlib.sha256(canonical(inputs(number)).encode()).hexdigest(), number) for number in range(200))
+    key, number = keys[rank]
+    content = bytearray(store.path.read_bytes())
+    content[content.index(key.encode())] ^= bit
+    store.path.write_bytes(content)
+    again = Store(store.path)
+    saved, said = quietly(lambda: [number for number in range(200) if get(again, number) == value(number)])
+    assert set(range(200)) - set(saved) == {number}
+    assert "a new store has the 199 results that were whole" in said[0]
+
+
+def test_what_is_stored_while_another_run_replaces_the_file_is_in_the_new_one(damaged, monkeypatch):
+    store, whole = damaged
+    writer, stored = Store(store.path), []
+    monkeypatch.setattr(writer, "_checked", True)  # it has not met the damage
+    take_over = store_module._take_over
+
+    def meanwhile(*paths):
+        stored.append(ThreadPoolExecutor(1).submit(put, writer, 1000))
+        time.sleep(0.2)  # it waits for the lock by then
+        return take_over(*paths)
+
+    monkeypatch.setattr(store_module, "_take_over", meanwhile)
+    quietly(get, store, 0)
+    stored[0].result(60)
+    assert get(Store(store.path), 1000) == value(1000)
+    assert set(whole) <= {number for number in range(200) if get(store, number) == value(number)}
+
+
+def test_where_another_run_does_not_stop_writing_nothing_is_replaced(damaged, monkeypatch):
+    store, _ = damaged
+    monkeypatch.setattr(store_module, "_PATIENCE", 0.1)
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        _, said = quietly(put, store, 1000)
+        assert "database is locked. Results are not stored from here on" in said[0]
+        assert not list(store.path.parent.glob("*damaged*"))
 
 
 def test_a_run_killed_while_it_replaces_a_damaged_store_loses_nothing(damaged):
