@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
+import math
 import numbers
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -73,7 +74,8 @@ class Cell:
             )
         if "skip_layers" in self.arguments:  # any iterable of them, which may be used up by going through it
             layers = self.arguments["skip_layers"]
-            object.__setattr__(self, "arguments", {**self.arguments, "skip_layers": list(layers)})
+            layers = layers if isinstance(layers, str) else list(layers)  # evaluate is to refuse what it was given
+            object.__setattr__(self, "arguments", {**self.arguments, "skip_layers": layers})
 
     def __str__(self) -> str:
         arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
@@ -131,14 +133,18 @@ def inputs_of(
 
 def _plain(name: str, value: Any) -> Any:
     """An argument of `evaluate` in the one form, of those that mean the same to it, that is looked up."""
-    if name == "skip_layers":
+    if name == "skip_layers" and all(map(_is_integer, value)):
         return sorted({int(layer) for layer in value})
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and name != "keep_ratio":
+    if _is_integer(value) and name != "keep_ratio":
         return int(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # which counts as the decimal it is written as
-        exact = Fraction(str(value))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+        exact = Fraction(str(value))  # it counts as the decimal that it is written as
         return float(exact) if Fraction(str(float(exact))) == exact else str(exact)
-    return value
+    return value  # as it is, where evaluate refuses it
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def versions() -> dict[str, str]:
@@ -198,7 +204,7 @@ class Bench:
         if self._model is None or self._model[0] != key:
             self._model = self._rows = None
             folder = model_folder(cell.model)
-            here = model_identity(folder)
+            here = model_identity(cell.model, folder)
             pairs = (("weights", here.weights, cell.weights), ("a configuration", here.config, cell.config))
             for what, found, expected in pairs:
                 if found != expected:
@@ -246,7 +252,7 @@ def sweep_cells(
     texts, dtypes, cells = list(texts), list(dtypes), []
     for model in models:
         folder = model_folder(model)
-        identity = model_identity(folder)
+        identity = model_identity(model, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         found = {
             f"{name}: {text.title}": text.input_ids

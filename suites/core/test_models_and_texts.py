@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import hashlib
@@ -14,6 +15,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -110,9 +112,13 @@ def test_the_identity_of_a_model_is_that_of_what_decides_its_numbers(saved_model
     assert after.config != before.config
 
 
-@pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2", "opt"])
-def test_weights_of_more_layers_than_the_configuration_has_are_refused(saved_model, tmp_path, family):
-    tiny_model(family).save_pretrained(tmp_path)
+@pytest.mark.parametrize(("family", "base"), [("gpt_neox", False), ("llama", False), ("opt", False), ("gpt2", True)])
+def test_weights_of_more_layers_than_the_configuration_has_are_refused(saved_model, tmp_path, family, base):
+    model = copy.deepcopy(tiny_model(family))
+    if base:  # as gpt2 on the hub: its keys have no prefix, and its head is its embedding
+        model.config.tie_word_embeddings = True
+        model = model.base_model
+    model.save_pretrained(tmp_path)
     for path in saved_model.glob("tokenizer*"):
         shutil.copy(path, tmp_path)
     load_model(tmp_path)
@@ -121,6 +127,14 @@ def test_weights_of_more_layers_than_the_configuration_has_are_refused(saved_mod
     (tmp_path / "config.json").write_text(json.dumps(settings | {name: settings[name] - 1}))
     with pytest.raises(ModelNotFoundError, match=r"weights of more than the 2 layers of its configuration, such as '"):
         load_model(tmp_path)
+
+
+def test_a_layer_that_drafts_tokens_is_none_too_many(tmp_path):
+    drafts = SimpleNamespace(num_hidden_layers=2, num_nextn_predict_layers=1)
+    models_module._check_layers(["model.layers.2.mlp.weight", "model.rotary.inv_freq"], drafts, tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"more than the 3 layers of its configuration, such as 'layers.3.x'"):
+        models_module._check_layers(["model.layers.2.x", "layers.3.x"], drafts, tmp_path)
+    models_module._check_layers(["layers.9.x"], SimpleNamespace(), tmp_path)  # which has no number of layers
 
 
 def test_damaged_weights_are_refused(tmp_path, monkeypatch, embedded_model):

@@ -9,7 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pandas
 import pytest
+
+from suites.plugins.golden import _other_shape, _read_or_none
 
 # A pytest run of its own per step: three of them on every commit, the others with the goldens.
 pytestmark = pytest.mark.golden
@@ -116,7 +119,6 @@ def test_a_changed_text_is_told_apart_from_a_changed_number(project):
     assert "text: sha256:1 -> sha256:2" in result.stdout
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     ("without", "said"), [("mean", "columns that are gone: mean"), ("0.5", "rows that are gone: 0.5")]
 )
@@ -130,6 +132,16 @@ def test_a_column_or_row_that_vanished_fails_and_is_gone_after_a_regeneration(pr
     result = project("-k", "numbers", VALUE="20")
     assert result.returncode == 1
     assert said.replace("gone", "new") in result.stdout
+
+
+@pytest.mark.fast
+def test_labels_of_rows_are_compared_as_they_were_written(tmp_path):
+    labels = ["1", "1.0", "1e-3", "007", "None", "nan", "", "low_norm 0.5", "a,b"]
+    frame = pandas.DataFrame({"ppl": range(len(labels))}, index=pandas.Index(labels, name="key"))
+    frame.to_csv(tmp_path / "ppl.csv")
+    read = _read_or_none(tmp_path / "ppl.csv")
+    assert list(read.index) == labels
+    assert _other_shape(read, frame) == []
 
 
 HALF_A_MERGE = b"keep_ratio,ppl,mean\n<<<<<<< ours\n1.0,12.5,3.0\n=======\n1.0,12.6,3.0\n>>>>>>> theirs\n0.5,20.0,4.0\n"
@@ -161,6 +173,7 @@ def test_a_damaged_baseline_is_named_and_can_be_made_anew(project, file, content
     assert files(project) == whole
 
 
+@pytest.mark.fast
 def test_a_failing_regeneration_changes_nothing(project):
     project("--force-regen", VALUE="20")
     before = files(project)

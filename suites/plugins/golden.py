@@ -81,6 +81,8 @@ class Golden:
             [{column: value for column, value in row.items() if column not in key} for row in rows],
             index=pandas.Index([" ".join(str(row[column]) for column in key) for row in rows], name=" ".join(key)),
         )
+        if not frame.index.is_unique:
+            raise ValueError(f"{name}: {', '.join(key)} does not tell the rows apart")
         provenance = {**made_from, _VERSIONS: _versions()}
 
         def record(status: str, cells: Sequence[Cell] = ()) -> None:
@@ -279,7 +281,8 @@ def _cells(name: str, old: Path, new: Path) -> Iterator[tuple[str, ...]]:
 
 def _read(table: Path) -> Any:
     frame = pandas.read_csv(table, index_col=0)
-    frame.index = frame.index.map(str)
+    labels = pandas.read_csv(table, usecols=[0], dtype=str, keep_default_na=False)  # "1" is not "1.0", nor "None" none
+    frame.index = pandas.Index(labels.iloc[:, 0], name=frame.index.name)
     return frame
 
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from knorm_core.models import (
-    EMBEDDED,
     ModelIdentity,
     ModelNotFoundError,
     check_device,
@@ -47,7 +46,7 @@ class LoadedModel(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def _load(name: str, dtype: str, device: str) -> LoadedModel:
     folder = model_folder(name)  # once: a hub's name may come to mean another model
-    identity = model_identity(folder)
+    identity = model_identity(name, folder)
     return LoadedModel(name, *load_model(folder, getattr(torch, dtype), device), identity)
 
 
@@ -119,11 +118,8 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
 
 
 def made_from(loaded: LoadedModel, texts: list[Text], **settings: Any) -> dict[str, Any]:
-    """The provenance of a baseline: model, tokenizer and texts by SHA-256, and the settings.
-
-    The embedded model's configuration is written by transformers, whose versions have different words for it.
-    """
-    config = {} if loaded.name == EMBEDDED else {"config": f"sha256:{loaded.identity.config}"}
+    """The provenance of a baseline: model, tokenizer and texts by SHA-256, and the settings."""
+    config = {"config": f"sha256:{loaded.identity.config}"} if loaded.identity.config else {}
     return {
         "model": f"{loaded.slug} sha256:{loaded.identity.weights}",
         **config,

@@ -231,6 +231,16 @@ def test_what_means_the_same_to_evaluate_is_found_again(cells_of, tiny, store, p
     assert as_int32.inputs({}) == cells_of([second])[0].inputs({})
 
 
+@pytest.mark.parametrize("wrong", [{"skip_layers": [0.5]}, {"skip_layers": "0"}, {"keep_ratio": math.nan}])
+def test_what_evaluate_refuses_is_not_answered_from_the_store(cells_of, tiny, store, wrong):
+    list(run_cells(cells_of([{"keep_ratio": 0.5, "skip_layers": [0]}, {"keep_ratio": 0.5}]), store=store, model=tiny))
+    row = {"keep_ratio": 0.5, **wrong}
+    [outcome] = run_cells(cells_of([row]), store=store, model=tiny)
+    with pytest.raises((TypeError, ValueError)) as refused:
+        evaluate(tiny, random_ids(120, 0), **row)
+    assert str(outcome.error) == str(refused.value)
+
+
 def test_a_third_is_not_the_decimal_that_comes_near_it(cells_of):
     third, decimal = cells_of([{"keep_ratio": Fraction(1, 3)}, {"keep_ratio": 1 / 3}])
     assert canonical(third.inputs({})) != canonical(decimal.inputs({}))
