@@ -174,7 +174,7 @@ def _resume_after_resets() -> None:
 
     Before its version 1 it has no such hooks, and a download begins again after a reset.
     """
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+    from huggingface_hub import get_session
 
     session: Any = get_session()
     hooks = getattr(session, "event_hooks", None)
@@ -186,7 +186,7 @@ def _resets_are_closures(response: Any) -> None:
     http: Any = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or what has taken its place
     body = response.stream
 
-    class Stream(http.SyncByteStream):  # type: ignore[misc]
+    class Stream(http.SyncByteStream):  # type: ignore[misc]  # which of the two it is, is known when it runs
         def __iter__(self) -> Iterator[bytes]:
             try:
                 yield from body

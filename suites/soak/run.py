@@ -84,7 +84,7 @@ def _outcomes(report: Path) -> dict[str, str]:
 def _give_back_what_is_freed() -> None:
     """glibc keeps blocks of ever more bytes when they are freed, in the end of 32 MiB: here, of `LARGE` as at first.
 
-    Else 100 MiB more are resident, and each random order leaves other holes between what is in use.
+    Else 80 to 95 MiB more are resident, and each random order leaves other holes between what is in use.
     """
     if hasattr(LIBC, "mallopt"):
         for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):

@@ -169,12 +169,18 @@ def test_an_entry_that_cannot_be_decoded_is_a_damaged_one(store):
         assert store.get("number 1", inputs(1), decode=decode) is None
 
 
+def damage_page_of(store, number, length):
+    """Overwrite the beginning of the page that holds a number's inputs; return the file's content."""
+    content = bytearray(store.path.read_bytes())
+    page = content.index(canonical(inputs(number)).encode()) // 4096 * 4096
+    content[page : page + length] = b"\xaa" * length
+    store.path.write_bytes(content)
+    return content
+
+
 def test_a_damaged_file_is_moved_aside_and_what_is_whole_of_it_kept(store):
     put(store, *range(20))
-    content = bytearray(store.path.read_bytes())
-    page = content.index(canonical(inputs(17)).encode()) // 4096 * 4096
-    content[page : page + 8] = b"\xaa" * 8
-    store.path.write_bytes(content)
+    content = damage_page_of(store, 17, 8)
     _, said = quietly(lambda: [get(store, number) for number in range(20)])
     [sentence] = said
     [aside] = store.path.parent.glob("*.damaged-*")
@@ -190,25 +196,21 @@ def test_a_damaged_file_is_moved_aside_and_what_is_whole_of_it_kept(store):
 def readable(path, numbers):
     """Of these numbers, those whose results can be read in the file one by one."""
 
-    def by_key(number):
+    def is_there(number):
         key = hashlib.sha256(canonical(inputs(number)).encode()).hexdigest()
         with contextlib.closing(sqlite3.connect(path)) as file, contextlib.suppress(sqlite3.Error):
-            return file.execute("SELECT tensors FROM results WHERE key = ? LIMIT 1", (key,)).fetchone() == (
-                value(number)[1],
-            )
+            row = file.execute("SELECT tensors FROM results WHERE key = ? LIMIT 1", (key,)).fetchone()
+            return row == (value(number)[1],)
         return False
 
-    return [number for number in numbers if by_key(number)]
+    return list(filter(is_there, numbers))
 
 
 @pytest.fixture
 def damaged(store):
     """A store of 200 results of which a page in the middle is damaged, and the numbers of those that are whole."""
     put(store, *range(200))
-    content = bytearray(store.path.read_bytes())
-    page = content.index(canonical(inputs(100)).encode()) // 4096 * 4096
-    content[page : page + 4096] = b"\xaa" * 4096
-    store.path.write_bytes(content)
+    damage_page_of(store, 100, 4096)
     whole = readable(store.path, range(200))
     assert 180 < len(whole) < 200
     return Store(store.path), whole  # which has not looked at the file yet
