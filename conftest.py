@@ -3,13 +3,7 @@
 import torch
 from hypothesis import settings
 
-pytest_plugins = [
-    "suites.plugins.tables",
-    "suites.plugins.results",
-    "suites.plugins.golden",
-    "suites.plugins.inputs",
-    "suites.plugins.stored",
-]
+pytest_plugins = ["knorm_core.plugin"]
 
 # One intra-op thread per process is fastest for this work, and what the goldens are made with.
 torch.set_num_threads(1)

@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 
 from knorm_core import evaluate, load_model, load_texts
-from knorm_core.evaluation import checked_rows, shared_rows
+from knorm_core.evaluator import checked_rows, shared_rows
 from knorm_core.latency.environment import cpu_name
 
 PRUNE_AFTER = 256

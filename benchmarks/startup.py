@@ -18,7 +18,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from knorm_core.models import model_folder
+from knorm_core.inputs.models import model_folder
 
 _TIMED = """
 import json, sys, time

@@ -10,47 +10,47 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from knorm_core.batch import evaluate_batch
-    from knorm_core.cells import Cell, sweep_cells
-    from knorm_core.compress import l2_compress
+    from knorm_core.compressor import l2_compress
     from knorm_core.counts import Eviction, effective_prune_after, eviction_schedule, kept_count
-    from knorm_core.evaluation import PAPER_PROTOCOL, evaluate, evaluate_rows, evaluate_table
+    from knorm_core.evaluation import Evaluation, perplexity
+    from knorm_core.evaluator import PAPER_PROTOCOL, evaluate, evaluate_rows, evaluate_table
+    from knorm_core.inputs.models import ModelNotFoundError, load_model
+    from knorm_core.inputs.texts import TEXT_SETS, Text, TextNotFoundError, load_texts
     from knorm_core.latency import measure_latency
-    from knorm_core.models import ModelNotFoundError, load_model
-    from knorm_core.outcome import Evaluation, perplexity
     from knorm_core.policies import POLICIES
     from knorm_core.setting import NoEvictionError, SlowFallbackWarning, UnsupportedModelError
-    from knorm_core.store import Store
-    from knorm_core.sweep import run_cells
-    from knorm_core.texts import TEXT_SETS, Text, TextNotFoundError, load_texts
+    from knorm_core.sweeps.cells import Cell, sweep_cells
+    from knorm_core.sweeps.run import run_cells
+    from knorm_core.sweeps.store import Store
 
 _HOME = {
     "evaluate_batch": "batch",
-    "Cell": "cells",
-    "sweep_cells": "cells",
-    "l2_compress": "compress",
+    "Cell": "sweeps.cells",
+    "sweep_cells": "sweeps.cells",
+    "l2_compress": "compressor",
     "Eviction": "counts",
     "effective_prune_after": "counts",
     "eviction_schedule": "counts",
     "kept_count": "counts",
-    "Evaluation": "outcome",
-    "PAPER_PROTOCOL": "evaluation",
-    "evaluate": "evaluation",
-    "evaluate_rows": "evaluation",
-    "evaluate_table": "evaluation",
-    "perplexity": "outcome",
+    "Evaluation": "evaluation",
+    "PAPER_PROTOCOL": "evaluator",
+    "evaluate": "evaluator",
+    "evaluate_rows": "evaluator",
+    "evaluate_table": "evaluator",
+    "perplexity": "evaluation",
     "measure_latency": "latency",
-    "ModelNotFoundError": "models",
-    "load_model": "models",
+    "ModelNotFoundError": "inputs.models",
+    "load_model": "inputs.models",
     "POLICIES": "policies",
     "NoEvictionError": "setting",
     "SlowFallbackWarning": "setting",
     "UnsupportedModelError": "setting",
-    "Store": "store",
-    "run_cells": "sweep",
-    "TEXT_SETS": "texts",
-    "Text": "texts",
-    "TextNotFoundError": "texts",
-    "load_texts": "texts",
+    "Store": "sweeps.store",
+    "run_cells": "sweeps.run",
+    "TEXT_SETS": "inputs.texts",
+    "Text": "inputs.texts",
+    "TextNotFoundError": "inputs.texts",
+    "load_texts": "inputs.texts",
 }
 
 __all__ = [

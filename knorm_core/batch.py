@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core import onepass
-from knorm_core.evaluation import checked_rows, evaluate, falls_back
-from knorm_core.outcome import Evaluation, one_pass_result
+from knorm_core.evaluation import Evaluation, one_pass_result
+from knorm_core.evaluator import checked_rows, evaluate, falls_back
+from knorm_core.methods import onepass
 
 # On a CPU a batch saves only the overhead of many small matrices. SmolLM2-135M, float32, keep 0.5, one thread of an
 # AMD EPYC: batches of 2, 4 and 8 take 0.84, 0.87 and 0.83 of the time of their texts one by one at 200 tokens, 0.92,

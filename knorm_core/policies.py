@@ -1,7 +1,7 @@
 """Which keys survive an eviction: one score per key, and the lowest scores stay.
 
 A key's score is fixed when the key is born: it depends on the key, its head and its true position,
-never on what else is in the cache. That is what lets `knorm_core.onepass` know every key's death in
+never on what else is in the cache. That is what lets `knorm_core.methods.onepass` know every key's death in
 advance. `low_norm` is the method (Devoto et al., arXiv 2406.11430, section 3); the others are the
 controls without which its perplexity says little.
 """

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core.compress import check_skip_layers
+from knorm_core.cache import check_skip_layers
 from knorm_core.counts import (
     SHORTEST_TEXT,
     WHEN,

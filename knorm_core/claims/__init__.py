@@ -1,7 +1,7 @@
 """The ledger: published claims, each with a verdict that follows from measured tables and from nothing else.
 
 A claim is an entry of a TOML file (``baselines/claims/``) that names a check and its arguments; `load_claims`
-reads them, `judge` computes a `knorm_core.results.Verdict` for each from the tables of a `Results`. No verdict
+reads them, `judge` computes a `knorm_core.results.records.Verdict` for each from the tables of a `Results`. No verdict
 is ever written by hand: the files hold what was claimed, `knorm_core.claims.checks` how to test it, and
 `knorm_core.claims.judgement` what follows.
 """

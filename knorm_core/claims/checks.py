@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from knorm_core.claims import observation_checks, perplexity_checks
-from knorm_core.claims.outcome import Check
+from knorm_core.claims.answer import Check
 
 #: Every check by the name that an entry gives: the public functions of the two modules.
 CHECKS: Mapping[str, Check] = {

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from knorm_core.claims.answer import Outcome, all_of
 from knorm_core.claims.checks import CHECKS
 from knorm_core.claims.loading import ANY_MODEL, Claim, Fault
-from knorm_core.claims.outcome import Outcome, all_of
 from knorm_core.claims.tables import Missing, Tables, models, slugs
-from knorm_core.results import Number, Results, StandIn, Verdict
+from knorm_core.results.records import Number, Results, StandIn, Verdict
 
 REPRODUCED, EXPLAINED, REFUTED, NOT_TESTABLE = "reproduced", "explained", "refuted", "not testable here"
 

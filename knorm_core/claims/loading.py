@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from knorm_core.claims.answer import Check
 from knorm_core.claims.checks import CHECKS
-from knorm_core.claims.outcome import Check
 
 ANY_MODEL = "any model"
 _SOURCES = ("report", "paper")
@@ -35,7 +35,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Claim:
-    """One entry of the ledger; id to expected as in `knorm_core.results.Verdict`.
+    """One entry of the ledger; id to expected as in `knorm_core.results.records.Verdict`.
 
     Attributes:
         expected: a number or a pair of numbers, which the check is given, or words, which it is not.

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, quantiles
 from typing import Any
 
-from knorm_core.claims.outcome import MORE_PROMPTS, Outcome, figure, shown
+from knorm_core.claims.answer import MORE_PROMPTS, Outcome, figure, shown
 from knorm_core.claims.tables import Interval, Missing, Tables, describe, find_row, interval, number
-from knorm_core.results import Number, Table
+from knorm_core.results.records import Number, Table
 
 
 def correlation(tables: Tables, name: str, *, expected: float) -> Outcome:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any
 
-from knorm_core.claims.outcome import MORE_TOKENS, Outcome, all_of, figure, shown
+from knorm_core.claims.answer import MORE_TOKENS, Outcome, all_of, figure, shown
 from knorm_core.claims.tables import Interval, Missing, Tables, between, describe, find_row, interval, number, slugs
-from knorm_core.results import Number, Table
+from knorm_core.results.records import Number, Table
 
 
 def cell_value(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from knorm_core.results import Results, Table
+from knorm_core.results.records import Results, Table
 
 
 class Missing(LookupError):

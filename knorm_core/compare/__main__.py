@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from knorm_core.compare.runs import Comparison, Difference, Flip, Moved, compare
-from knorm_core.results_file import ResultsError, jsonable, read_results
+from knorm_core.results.file import ResultsError, jsonable, read_results
 
 _SHOWN = 20  # cells per table in the terminal
 _EPILOG = """exit status:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from knorm_core.results import Cell
+from knorm_core.results.records import Cell
 
 Rows = Mapping[str, Mapping[str, Any]]  # label -> column -> number
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from knorm_core.compare.cells import changed_cells, relative_change
-from knorm_core.results import Baseline, Cell, Results, Table
+from knorm_core.results.records import Baseline, Cell, Results, Table
 
 
 @dataclass(frozen=True)

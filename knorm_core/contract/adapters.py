@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from knorm_core.compress import Pair
+from knorm_core.cache import Pair, cache_argument
 from knorm_core.contract.cases import dynamic_cache
 from knorm_core.contract.claims import KVPRESS, Claims
-from knorm_core.scoring import cache_argument
 
 
 @dataclass(frozen=True, repr=False)

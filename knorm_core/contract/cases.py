@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from knorm_core.compress import Pair, take
+from knorm_core.cache import Pair, take
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

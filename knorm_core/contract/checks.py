@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
-from knorm_core.compress import Pair
+from knorm_core.cache import Pair
 from knorm_core.contract.adapters import Compressor
 from knorm_core.contract.cases import DTYPES, CacheCase
 from knorm_core.contract.findings import Broken, Finding, describe

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from knorm_core.compress import l2_compress
+from knorm_core.compressor import l2_compress
 from knorm_core.counts import effective_prune_after, kept_count
 
 CountRule = Callable[[int, float], int]

@@ -12,7 +12,7 @@ import torch
 from knorm_core.contract import tiny_models
 from knorm_core.contract.adapters import import_line, name_of
 from knorm_core.contract.claims import EvaluatorClaims
-from knorm_core.evaluation import evaluate
+from knorm_core.evaluator import evaluate
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from knorm_core.compress import Pair
+from knorm_core.cache import Pair
 from knorm_core.contract.cases import rows_of
 from knorm_core.contract.findings import Broken, brief
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from knorm_core.evaluation import Evaluation, perplexity
 from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
-from knorm_core.outcome import Evaluation, perplexity
 
 POLICIES = ("low_norm", "high_norm", "random", "recent", "sink_recent")
 SEEDS = (0, 1, 2, 3, 4)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core import onepass
-from knorm_core.evaluation import Key, check_rows
-from knorm_core.head import Head
-from knorm_core.outcome import Evaluation, one_pass_result
+from knorm_core.evaluation import Evaluation, one_pass_result
+from knorm_core.evaluator import Key, check_rows
+from knorm_core.methods import onepass
+from knorm_core.methods.head import Head
 
 BLOCK = 64  # tokens at a time: 25 MB of float64 logits each for a vocabulary of 49,152
 

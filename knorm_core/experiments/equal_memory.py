@@ -11,7 +11,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from knorm_core.counts import cache_lengths, check_int, eviction_schedule, kept_count
-from knorm_core.outcome import Evaluation
+from knorm_core.evaluation import Evaluation
 
 
 def cycle_mean(keep_ratio: float, prune_after: int) -> float:

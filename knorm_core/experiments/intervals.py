@@ -16,7 +16,7 @@ import torch
 from scipy.stats import bootstrap
 
 from knorm_core.counts import check_int
-from knorm_core.outcome import Evaluation
+from knorm_core.evaluation import Evaluation
 
 BLOCK_TOKENS = 32  # longer than a sentence, short enough that a table has a hundred of them
 RESAMPLES = 9_999

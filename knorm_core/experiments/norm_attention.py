@@ -23,9 +23,10 @@ import torch
 from scipy.stats import rankdata
 from torch import nn
 
-from knorm_core.head import body_of
+from knorm_core.cache import cache_argument
+from knorm_core.methods.forward import private_copy
+from knorm_core.methods.head import body_of
 from knorm_core.policies import key_norms, round_norms
-from knorm_core.scoring import cache_argument, private_copy
 from knorm_core.setting import UnsupportedModelError, check_input_ids, text_config
 
 

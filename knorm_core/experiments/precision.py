@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core import onepass
-from knorm_core.attention import NEVER
-from knorm_core.evaluation import Key, check_rows
-from knorm_core.outcome import Evaluation, one_pass_result
+from knorm_core.evaluation import Evaluation, one_pass_result
+from knorm_core.evaluator import Key, check_rows
+from knorm_core.methods import onepass
+from knorm_core.methods.attention import NEVER
 
 Deaths = Sequence[torch.Tensor | None]
 

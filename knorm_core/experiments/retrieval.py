@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from knorm_core import onepass
 from knorm_core.counts import check_int
-from knorm_core.evaluation import Key, check_rows
-from knorm_core.head import Head
+from knorm_core.evaluator import Key, check_rows
+from knorm_core.methods import onepass
+from knorm_core.methods.head import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

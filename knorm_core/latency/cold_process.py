@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from knorm_core.compress import l2_compress
+from knorm_core.compressor import l2_compress
+from knorm_core.inputs.models import load_model
 from knorm_core.latency.generation import Clock, Job, device_clock, feed_prompt, generate
 from knorm_core.latency.measure import check_job, measure_job
 from knorm_core.latency.quantity import quantity
-from knorm_core.models import load_model
 
 PROGRAM = """
 import time

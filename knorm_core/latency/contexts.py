@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core.compress import l2_compress
+from knorm_core.compressor import l2_compress
 from knorm_core.counts import check_int
 from knorm_core.latency.generation import Clock, feed_prompt
 from knorm_core.latency.measure import Latency, check_job, check_keep_ratios, check_rounds, measure_job

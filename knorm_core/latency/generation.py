@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from knorm_core.compress import l2_compress, with_layers
+from knorm_core.cache import cache_argument, with_layers
+from knorm_core.compressor import l2_compress
 from knorm_core.counts import Eviction, cache_lengths, kept_count
-from knorm_core.scoring import cache_argument
 from knorm_core.setting import asked_to_compress, sliding_windows, text_config
 
 if TYPE_CHECKING:

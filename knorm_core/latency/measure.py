@@ -11,13 +11,13 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from knorm_core.compress import l2_compress
+from knorm_core.compressor import l2_compress
 from knorm_core.counts import check_int, check_keep_ratio
 from knorm_core.latency.environment import Environment, watched
 from knorm_core.latency.generation import Clock, Job, Prompt, Run, device_clock, generate
 from knorm_core.latency.quantity import Quantity, quantity
 from knorm_core.latency.rounds import Failure, run_rounds
-from knorm_core.scoring import private_copy
+from knorm_core.methods.forward import private_copy
 from knorm_core.setting import NoEvictionError, UnsupportedModelError, asked_to_compress, check_input_ids, text_config
 
 

@@ -1,4 +1,4 @@
-"""Latency as tables of numbers, for `knorm_core.results`: what the ledger and the report read.
+"""Latency as tables of numbers, for `knorm_core.results.records`: what the ledger and the report read.
 
 A quantity ``x`` becomes the columns ``x`` (the median), ``x_lower_quartile``, ``x_upper_quartile``, and, where there
 is a baseline, ``x_ratio`` (paired with keep ratio 1, or a first call with a warm one) with ``x_ratio_low`` and

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from knorm_core.garbage import no_garbage_collection
+from knorm_core.inputs.garbage import no_garbage_collection
 
 T = TypeVar("T")
 Case = TypeVar("Case", float, str)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from knorm_core.results import Results
+from knorm_core.results.records import Results
 
 FILE = "index.html"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from knorm_core.compare import relative_change
 from knorm_core.report.section import MOST_ROWS, Absent, Section, ShownTable
 from knorm_core.report.words import counted, listed, number
-from knorm_core.results import Cell, Results, Table
+from knorm_core.results.records import Cell, Results, Table
 
 _FIRST = ("changed", "other source", "damaged", "missing", "same")
 _MEANING = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from knorm_core.results import Verdict
+from knorm_core.results.records import Verdict
 
 MODEL = "Pythia-70M"
 COLUMNS = {"Wikitext": "wikitext-ppl", "PG-19": "pg19-ppl"}  # perplexities, as the ledger's ids name them

@@ -12,7 +12,7 @@ from knorm_core.report.palette import LIGHT
 from knorm_core.report.section import Figure, Panel, shown
 from knorm_core.report.svg import draw, plain, short
 from knorm_core.report.words import change, keep, listed, multiple, number
-from knorm_core.results import Results
+from knorm_core.results.records import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

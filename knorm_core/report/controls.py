@@ -11,7 +11,7 @@ from knorm_core.report.palette import LIGHT, SERIES
 from knorm_core.report.section import Absent, Figure, Panel, Section, shown
 from knorm_core.report.svg import draw, short
 from knorm_core.report.words import change, keep, listed
-from knorm_core.results import Results
+from knorm_core.results.records import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from knorm_core.results import Results, Table
+from knorm_core.results.records import Results, Table
 
 
 class Named(NamedTuple):

@@ -28,7 +28,7 @@ from knorm_core.report import (
 from knorm_core.report.palette import DARK, LIGHT
 from knorm_core.report.section import Figure, Section, ShownTable, shown
 from knorm_core.report.words import counted, number
-from knorm_core.results import Results
+from knorm_core.results.records import Results
 
 #: In the order of the page.
 SECTIONS: tuple[Callable[[Results], Section], ...] = (

@@ -13,7 +13,7 @@ from knorm_core.report.palette import LIGHT
 from knorm_core.report.section import Absent, Figure, Panel, Section, ShownTable, merged
 from knorm_core.report.svg import draw
 from knorm_core.report.words import change, keep, listed, number
-from knorm_core.results import Results, Table
+from knorm_core.results.records import Results, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

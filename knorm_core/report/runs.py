@@ -8,7 +8,7 @@ from typing import Any
 
 from knorm_core.report.section import Absent, Section, ShownTable
 from knorm_core.report.words import counted, lasted, listed
-from knorm_core.results import Results, Run, Test
+from knorm_core.results.records import Results, Run, Test
 
 MOST_FAILURES = 50  # shown with their messages, each cut to its end
 MOST_CHARACTERS = 4000

@@ -12,7 +12,7 @@ from knorm_core.report.palette import LIGHT
 from knorm_core.report.section import Figure, Panel, shown
 from knorm_core.report.svg import draw
 from knorm_core.report.words import counted, keep, listed
-from knorm_core.results import Results, Table
+from knorm_core.results.records import Results, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

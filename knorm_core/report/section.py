@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from knorm_core.results import Table
+from knorm_core.results.records import Table
 
 MOST_ROWS = 1000  # of a table on the page; the results' file has all
 HEADINGS = {

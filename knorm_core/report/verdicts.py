@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from knorm_core.report.section import Absent, Section
 from knorm_core.report.words import counted, listed, number
-from knorm_core.results import VERDICTS, Number, Results, Verdict
+from knorm_core.results.records import VERDICTS, Number, Results, Verdict
 
 NOT_TESTABLE = "not testable here"
 MARKS = {"reproduced": "✓", "explained": "≈", "refuted": "✗", NOT_TESTABLE: "?"}

@@ -12,7 +12,7 @@ from typing import Any
 
 from knorm_core.claims import Claim
 from knorm_core.claims.tables import slugs
-from knorm_core.results import Table
+from knorm_core.results.records import Table
 
 Rows = list[dict[str, Any]]
 NARROW = 0.001

@@ -13,10 +13,10 @@ from itertools import takewhile
 from pathlib import Path
 
 from knorm_core.claims import judge, load_claims
-from knorm_core.results import Results, Verdict
-from knorm_core.results_file import read_results
+from knorm_core.plugin.ledger import reason
+from knorm_core.results.file import read_results
+from knorm_core.results.records import Results, Verdict
 from suites.claims.recorded import BASELINES, recorded_tables
-from suites.plugins.ledger import reason
 
 README = Path(__file__).with_name("README.md")
 HEAD = ["| source | claim | what became of it |", "|---|---|---|"]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas
 import yaml
 
-from knorm_core.results import Results, Table
+from knorm_core.results.records import Results, Table
 
 BASELINES = Path(__file__).parents[2] / "baselines"
 

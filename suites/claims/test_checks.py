@@ -6,7 +6,7 @@ import pytest
 
 from knorm_core.claims.checks import CHECKS
 from knorm_core.claims.tables import Missing, Tables, describe
-from knorm_core.results import Results, Table
+from knorm_core.results.records import Results, Table
 
 pytestmark = pytest.mark.fast
 

@@ -10,8 +10,8 @@ import pytest
 
 from knorm_core.compare import compare
 from knorm_core.compare.__main__ import main
-from knorm_core.results import Baseline, Results, Run, Table, Verdict
-from knorm_core.results_file import write_results
+from knorm_core.results.file import write_results
+from knorm_core.results.records import Baseline, Results, Run, Table, Verdict
 
 pytestmark = pytest.mark.fast
 

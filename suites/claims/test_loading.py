@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from knorm_core.claims import ClaimError, load_claims
-from knorm_core.results import VERDICTS
+from knorm_core.results.records import VERDICTS
 from suites.claims.recorded import BASELINES
 
 pytestmark = pytest.mark.fast

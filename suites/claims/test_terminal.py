@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from knorm_core.claims import judge, load_claims
-from knorm_core.results import Results, Table
-from knorm_core.results_file import read_results
+from knorm_core.plugin.ledger import Ledger
+from knorm_core.results.file import read_results
+from knorm_core.results.records import Results, Table
 from suites.claims.recorded import BASELINES
-from suites.plugins.ledger import Ledger
 
 pytest_plugins = ["pytester"]
 
@@ -36,7 +36,7 @@ MEASURES = """
 def project(pytester, monkeypatch):
     """A repository with our ledger and two tests; call it to run some of them there."""
     monkeypatch.setenv("PYTHONPATH", str(BASELINES.parent))
-    pytester.makeconftest('pytest_plugins = ["suites.plugins.tables", "suites.plugins.results"]')
+    pytester.makeconftest('pytest_plugins = ["knorm_core.plugin"]')
     pytester.makepyfile(MEASURES)
     shutil.copytree(BASELINES / "claims", pytester.path / "baselines" / "claims")
     return lambda *arguments: pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)

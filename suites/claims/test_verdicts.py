@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from knorm_core.claims import ANY_MODEL, judge, load_claims
 from knorm_core.claims.checks import CHECKS
 from knorm_core.claims.tables import Interval, between, slugs
-from knorm_core.results import Results
+from knorm_core.results.records import Results
 from suites.claims.made_up import CAN_BE_OPEN, MAKERS, tables_for
 from suites.claims.recorded import BASELINES
 

@@ -16,9 +16,9 @@ from knorm_core import (
     l2_compress,
     load_model,
     load_texts,
-    onepass,
     perplexity,
 )
+from knorm_core.methods import onepass
 from knorm_core.setting import Setting
 from suites.families import random_ids, tiny_model
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knorm_core import SlowFallbackWarning, evaluate, evaluate_batch, l2_compress, onepass
+from knorm_core import SlowFallbackWarning, evaluate, evaluate_batch, l2_compress
+from knorm_core.methods import onepass
 from suites.core.test_methods_agree import assert_equal, questions
 from suites.families import random_ids, tiny_model
 

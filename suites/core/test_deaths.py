@@ -7,11 +7,12 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from knorm_core import attention, eviction_schedule
-from knorm_core.attention import BLOCK, NEVER, mortal_attention, moving_attention
+from knorm_core import eviction_schedule
 from knorm_core.counts import Eviction, budget_schedule
-from knorm_core.onepass import death_row, layer_deaths, window_deaths
-from knorm_core.rotation import rotate
+from knorm_core.methods import attention
+from knorm_core.methods.attention import BLOCK, NEVER, mortal_attention, moving_attention
+from knorm_core.methods.onepass import death_row, layer_deaths, window_deaths
+from knorm_core.methods.rotation import rotate
 from knorm_core.setting import Setting
 
 pytestmark = pytest.mark.fast

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from knorm_core import effective_prune_after, eviction_schedule, kept_count, l2_compress
-from knorm_core.attention import NEVER, mortal_attention
-from knorm_core.compress import check_skip_layers, read_layers, with_layers
+from knorm_core.cache import check_skip_layers, read_layers, with_layers
 from knorm_core.counts import check_choice, check_int, check_keep_ratio
-from knorm_core.onepass import layer_deaths, window_deaths
+from knorm_core.methods.attention import NEVER, mortal_attention
+from knorm_core.methods.onepass import layer_deaths, window_deaths
 from knorm_core.policies import POLICIES, key_norms, key_scores, round_norms
 from knorm_core.setting import Setting
 

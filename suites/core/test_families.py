@@ -19,7 +19,7 @@ from knorm_core import (
     l2_compress,
 )
 from knorm_core.experiments.divergence import divergence
-from knorm_core.support import support
+from knorm_core.methods.probe import support
 from suites.core.test_methods_agree import assert_equal, questions
 from suites.families import FAMILIES, FULL, PROMISED, SLIDING, SLOW, random_ids, tiny_model
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from knorm_core import evaluate, onepass
+from knorm_core import evaluate
+from knorm_core.methods import onepass
 from suites.core.test_methods_agree import assert_equal
 from suites.families import PROMISED, random_ids, tiny_model
 

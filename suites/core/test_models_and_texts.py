@@ -22,8 +22,8 @@ import pytest
 import torch
 
 from knorm_core import ModelNotFoundError, load_model, load_texts
-from knorm_core import models as models_module
-from knorm_core.texts import SHORT_SAMPLE, TEXT_SETS
+from knorm_core.inputs import models as models_module
+from knorm_core.inputs.texts import SHORT_SAMPLE, TEXT_SETS
 from suites.families import random_ids, tiny_model
 
 pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("embedded model")]
@@ -173,7 +173,7 @@ def test_a_wrong_gguf_is_refused(tmp_path, monkeypatch):
 def test_a_conversion_killed_half_way_leaves_nothing_that_looks_done(tmp_path):
     # Slowed down after the weights are written into the unfinished folder, and killed there.
     code = (
-        "import time, knorm_core.models as m\n"
+        "import time, knorm_core.inputs.models as m\n"
         "def slow(gguf, folder):\n"
         "    (folder / 'model.safetensors').write_bytes(b'half')\n"
         "    print('half', flush=True)\n"
@@ -223,7 +223,7 @@ def test_texts_are_tokenised_whole_then_cut_without_special_tokens(embedded_mode
 def test_a_mirror_serves_the_novel_and_splits_articles(tmp_path, embedded_model, monkeypatch):
     import hashlib
 
-    from knorm_core import texts as texts_module
+    from knorm_core.inputs import texts as texts_module
 
     text = " \n = First = \n \n Words . \n = = Section = = \n More . \n = Second = \n Other words . \n"
     for path, content in [("wikitext-2-raw/test.txt", text), ("pg19/7.txt", "It was a novel.\n")]:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from knorm_core import ModelNotFoundError, TextNotFoundError, load_model, load_texts
-from knorm_core.models import model_identity
+from knorm_core.inputs.models import model_identity
+from knorm_core.plugin.inputs import LoadedModel
 from suites.families import tiny_model
 from suites.hub.content import tokenizer_files
-from suites.plugins.inputs import LoadedModel
 
 pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("paths")]
 

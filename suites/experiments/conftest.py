@@ -6,11 +6,11 @@ import functools
 
 import pytest
 
-from knorm_core.encoding import each
+from knorm_core.experiments.codecs import DIVERGENCE
 from knorm_core.experiments.controls import Row, control_rows
 from knorm_core.experiments.divergence import divergence
-from knorm_core.experiments.encoding import DIVERGENCE
-from suites.plugins.inputs import made_from
+from knorm_core.plugin.inputs import made_from
+from knorm_core.sweeps.codec import each
 
 # Tokens and number of texts: 255 scored tokens each at prune_after 256.
 TEXTS = {"embedded-articles": (512, 2), "embedded-narrative": (512, 1)}

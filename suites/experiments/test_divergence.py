@@ -10,8 +10,8 @@ from torch.nn.functional import kl_div
 
 from knorm_core import UnsupportedModelError, effective_prune_after, evaluate, evaluate_rows, l2_compress
 from knorm_core.experiments.divergence import Divergence, compare, divergence, summary
-from knorm_core.head import Head, last_states
-from knorm_core.scoring import private_copy
+from knorm_core.methods.forward import private_copy
+from knorm_core.methods.head import Head, last_states
 from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast

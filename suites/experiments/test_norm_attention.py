@@ -15,9 +15,9 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knorm_core.encoding import each
-from knorm_core.experiments.encoding import HEAD
+from knorm_core.experiments.codecs import HEAD
 from knorm_core.experiments.norm_attention import alr, alr_random, observe, spearman
+from knorm_core.sweeps.codec import each
 from suites.families import random_ids, tiny_model
 
 rows = st.integers(0, 10**6).map(lambda seed: np.random.default_rng(seed))

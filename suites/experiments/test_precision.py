@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from knorm_core import evaluate
-from knorm_core.attention import NEVER
-from knorm_core.encoding import each
-from knorm_core.experiments.encoding import CHOICES
+from knorm_core.experiments.codecs import CHOICES
 from knorm_core.experiments.precision import Disagreement, disagreement, evaluate_choices
+from knorm_core.methods.attention import NEVER
+from knorm_core.plugin.inputs import made_from
+from knorm_core.sweeps.codec import each
 from suites.families import random_ids, tiny_model
-from suites.plugins.inputs import made_from
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 RATIOS = (0.9, 0.5, 0.1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knorm_core import POLICIES, UnsupportedModelError, evaluate, evaluate_rows, l2_compress
-from knorm_core.rotation import check_rotation, rotary_frequencies, rotate
+from knorm_core.methods.rotation import check_rotation, rotary_frequencies, rotate
 from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from knorm_core import l2_compress
-from knorm_core.encoding import each
-from knorm_core.experiments.encoding import FLAG
+from knorm_core.experiments.codecs import FLAG
 from knorm_core.experiments.retrieval import OPENING, Task, hide, needle_task, passkey_task, passkeys, recalled
-from knorm_core.texts import TEXT_SETS, load_texts
+from knorm_core.inputs.texts import TEXT_SETS, load_texts
+from knorm_core.sweeps.codec import each
 from suites.families import VOCABULARY, tiny_model
 
 RATIOS = (1.0, 0.9, 0.7, 0.5, 0.1)

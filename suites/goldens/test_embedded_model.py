@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from knorm_core import evaluate, evaluate_table, perplexity
-from suites.plugins.inputs import made_from
+from knorm_core.plugin.inputs import made_from
 
 pytestmark = [pytest.mark.golden, pytest.mark.xdist_group("embedded model")]
 

@@ -12,10 +12,10 @@ import torch
 
 from knorm_core import SlowFallbackWarning, evaluate, evaluate_batch, evaluate_table, l2_compress
 from knorm_core.experiments.divergence import divergence
+from knorm_core.plugin.inputs import TEST_DEVICE
 from suites.families import PROMISED, SLOW, random_ids, tiny_model
 from suites.goldens.test_embedded_model import MODES, RATIOS, SAMPLES, check_baseline
 from suites.gpu import elsewhere
-from suites.plugins.inputs import TEST_DEVICE
 
 if TEST_DEVICE == elsewhere.NAME:
     elsewhere.install()

@@ -8,12 +8,12 @@ them, as where pytest looks for doctests here, nothing is changed.
 import json
 import os
 
-from knorm_core import hub
+from knorm_core.inputs import hub
 
 for _name, _sha256 in json.loads(os.environ.get("KNORM_STAND_IN_PINS", "{}")).items():
     hub.PINNED[_name] = hub.PINNED[_name]._replace(sha256=_sha256)
 
 if "KNORM_STAND_IN_WIKITEXT" in os.environ:
-    from knorm_core import texts
+    from knorm_core.inputs import texts
 
     texts.WIKITEXT_SHA256 = os.environ["KNORM_STAND_IN_WIKITEXT"]

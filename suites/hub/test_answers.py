@@ -14,7 +14,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from knorm_core.hub import PINNED
+from knorm_core.inputs.hub import PINNED
 from suites.hub import content, processes
 from suites.hub.content import PG19, PYTHIA, WIKITEXT
 from suites.hub.stand_in import Repository, StandIn, dropped, flipped, sha256, silent, status
@@ -25,8 +25,8 @@ ASK = """
 import json, sys
 import huggingface_hub.constants
 import suites.hub.stand_in_pins
-from knorm_core import hub
-from knorm_core.models import ModelNotFoundError, model_folder
+from knorm_core.inputs import hub
+from knorm_core.inputs.models import ModelNotFoundError, model_folder
 
 hub._FIRST_WAIT_SECONDS = 0.01
 hub.PINNED["some/moved"] = hub.Pin("model", "0" * 40, {"config.json": None})

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from knorm_core import load_model, load_texts
-from knorm_core import texts as texts_module
-from knorm_core.hub import PINNED
+from knorm_core.inputs import texts as texts_module
+from knorm_core.inputs.hub import PINNED
 from suites.hub import content, processes
 from suites.hub.content import PG19, PYTHIA, WIKITEXT
 from suites.hub.stand_in import Repository, dropped, flipped, sha256, stalled
@@ -36,9 +36,11 @@ print(json.dumps({{
     "logits": model(texts["pg19"][0].input_ids[None, :9]).logits[0, -1].tolist(),
 }}))
 """
-FOLDER = (
-    "import sys, suites.hub.stand_in_pins\nfrom knorm_core.models import model_folder\nprint(model_folder(sys.argv[1]))"
-)
+FOLDER = """
+import sys, suites.hub.stand_in_pins
+from knorm_core.inputs.models import model_folder
+print(model_folder(sys.argv[1]))
+"""
 
 
 def test_the_first_run_downloads_and_the_second_needs_no_network(hub, environment, tmp_path, monkeypatch):
@@ -104,7 +106,7 @@ def test_what_is_read_of_the_data_sets_is_what_datasets_loads(hub, environment):
     # The oracle: its own loader, which lists the repository and reads its card.
     script = f"""
 import json, suites.hub.stand_in_pins, datasets
-from knorm_core.texts import _from_hub
+from knorm_core.inputs.texts import _from_hub
 wikitext = datasets.load_dataset({WIKITEXT!r}, "wikitext-2-raw-v1", split="test")
 pg19 = datasets.load_dataset({PG19!r}, split="test")
 assert pg19.column_names == {list(content.books())}, pg19.column_names
@@ -195,7 +197,7 @@ def test_a_blob_may_itself_be_a_link_into_a_store(hub, environment, tmp_path):
     assert again.stdout.strip() == str(folder), again.stderr
 
 
-FETCH = "import suites.hub.stand_in_pins\nfrom knorm_core import hub\nhub.main()"
+FETCH = "import suites.hub.stand_in_pins\nfrom knorm_core.inputs import hub\nhub.fetch_pinned()"
 
 
 def test_all_that_is_pinned_can_be_fetched_before_it_is_needed(hub, environment):
@@ -203,7 +205,7 @@ def test_all_that_is_pinned_can_be_fetched_before_it_is_needed(hub, environment)
     assert fetched.returncode == 0, fetched.stderr
     assert [Path(line).name for line in fetched.stdout.splitlines()] == [pin.revision for pin in PINNED.values()]
     # The command itself has the real pins, so that the stand-in's files are not what they should be.
-    refused = processes.python("-m", "knorm_core.hub", **environment)
+    refused = processes.python("-m", "knorm_core", "fetch", **environment)
     assert refused.returncode == 1
     assert re.fullmatch(f"config.json of model '{PYTHIA}' has SHA-256 .*, not the pinned 00205023.*\n", refused.stderr)
 

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from knorm_core.claims import judge, load_claims
-from knorm_core.results_file import read_results
+from knorm_core.results.file import read_results
 from suites.hub import processes
 from suites.hub.content import PYTHIA
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from knorm_core import load_model
+from knorm_core.inputs.models import model_identity
 from knorm_core.latency.records import Record
-from knorm_core.models import model_identity
+from knorm_core.plugin.inputs import LoadedModel
 from suites.families import VOCABULARY, tiny_model
-from suites.plugins.inputs import LoadedModel
 
 
 @pytest.fixture(scope="session")

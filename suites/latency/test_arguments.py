@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from knorm_core import NoEvictionError, UnsupportedModelError
+from knorm_core.inputs.models import ModelNotFoundError
 from knorm_core.latency import measure_cold_start, measure_contexts, measure_latency
-from knorm_core.models import ModelNotFoundError
 from suites.families import VOCABULARY, random_ids
 
 pytestmark = pytest.mark.fast

@@ -19,7 +19,7 @@ from knorm_core.latency.cold_start import ColdStart, summarise
 from knorm_core.latency.environment import Environment
 from knorm_core.latency.records import cold_start_records
 from knorm_core.latency.tables import cold_start_tables
-from knorm_core.results import Results, Table
+from knorm_core.results.records import Results, Table
 from suites.claims.recorded import BASELINES
 
 pytestmark = pytest.mark.fast

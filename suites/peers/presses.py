@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from knorm_core.compress import Pair
+from knorm_core.cache import Pair
 from knorm_core.contract import Claims, Compressor, as_compressor, kvpress_count, kvpress_press
 
 HOOK, KEYS = "hook", "keys"

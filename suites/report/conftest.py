@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from knorm_core.report.page import render
-from knorm_core.results import Results
+from knorm_core.results.records import Results
 from suites.report.made_up import all_tables
 from suites.report.recorded import recorded
 

@@ -9,7 +9,7 @@ from knorm_core.latency import ColdStart, Contexts, Latency, LatencyRow, Quantit
 from knorm_core.latency.cold_start import ColdRow, Part
 from knorm_core.latency.environment import Environment
 from knorm_core.latency.records import Record, cold_start_records, contexts_record, latency_record
-from knorm_core.results import Table
+from knorm_core.results.records import Table
 
 MODEL = "smollm2-135m"
 KEEPS = (1.0, 0.9, 0.5, 0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from knorm_core.claims import judge, load_claims
-from knorm_core.results import Baseline, Results, Run, Table, Test
+from knorm_core.results.records import Baseline, Results, Run, Table, Test
 from suites.claims.recorded import BASELINES, recorded_tables
 
 RUN = Run(

@@ -19,7 +19,7 @@ from knorm_core.report import (
     verdicts,
 )
 from knorm_core.report.claimed import by_keep_ratio
-from knorm_core.results import Baseline, Cell, Run, Table, Test, Verdict
+from knorm_core.results.records import Baseline, Cell, Run, Table, Test, Verdict
 from suites.report import made_up
 
 pytestmark = pytest.mark.fast

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from knorm_core.report.page import render
 from knorm_core.report.svg import draw, plain
-from knorm_core.results import VERDICTS, Baseline, Cell, Number, Results, Run, StandIn, Table, Test, Verdict
+from knorm_core.results.records import VERDICTS, Baseline, Cell, Number, Results, Run, StandIn, Table, Test, Verdict
 from suites.report.conftest import Parsed
 
 pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("report")]

@@ -12,7 +12,7 @@ from knorm_core.report import FILE, write_report
 from knorm_core.report.page import SECTIONS, render
 from knorm_core.report.palette import LIGHT
 from knorm_core.report.svg import draw
-from knorm_core.results import Results, Table
+from knorm_core.results.records import Results, Table
 from suites.report.conftest import Parsed
 
 pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("report")]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from knorm_core.plugin.report_files import unwritable, write
 from knorm_core.report import FILE
-from knorm_core.results import Results
-from knorm_core.results_file import FILE as RESULTS
-from knorm_core.results_file import read_results
-from suites.plugins.report import unwritable, write
+from knorm_core.results.file import FILE as RESULTS
+from knorm_core.results.file import read_results
+from knorm_core.results.records import Results
 
 ROOT = Path(__file__).parents[2]
 TEST = """
@@ -58,9 +58,7 @@ def test_a_full_disk_is_a_sentence_and_an_earlier_page_stays(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """``run(*arguments)``: pytest in a little project of its own that uses our plugins."""
-    (tmp_path / "conftest.py").write_text(
-        'pytest_plugins = ["suites.plugins.tables", "suites.plugins.results"]', encoding="utf-8"
-    )
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["knorm_core.plugin"]', encoding="utf-8")
     (tmp_path / "test_it.py").write_text(TEST, encoding="utf-8")
 
     def run(*arguments):

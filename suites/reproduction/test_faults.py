@@ -12,8 +12,8 @@ import pytest
 
 from knorm_core import perplexity
 from knorm_core.experiments.intervals import perplexity_ratio
-from knorm_core.texts import SHORT_SAMPLE
-from suites.plugins.inputs import made_from
+from knorm_core.inputs.texts import SHORT_SAMPLE
+from knorm_core.plugin.inputs import made_from
 
 pytestmark = [pytest.mark.repro, pytest.mark.xdist_group("faults")]
 

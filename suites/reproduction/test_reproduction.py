@@ -10,11 +10,11 @@ import numpy
 import pytest
 
 from knorm_core import Evaluation
-from knorm_core.cells import Cell
 from knorm_core.experiments.controls import pooled, shown_change
 from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
-from knorm_core.texts import TEXT_SETS, text_names
-from suites.plugins.inputs import DEFAULT_SETTINGS, made_from, settings_suffix
+from knorm_core.inputs.texts import TEXT_SETS, text_names
+from knorm_core.plugin.inputs import DEFAULT_SETTINGS, made_from, settings_suffix
+from knorm_core.sweeps.cells import Cell
 from suites.reproduction.reported import reported
 
 pytestmark = pytest.mark.repro

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from scipy.stats import linregress
 
-from knorm_core.results_file import read_results
+from knorm_core.results.file import read_results
 
 RUNS = 20
 SETTLED = 5  # runs after which everything is imported and every cache is full

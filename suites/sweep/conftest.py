@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from knorm_core.cells import Cell
-from knorm_core.models import model_identity
+from knorm_core.inputs.models import model_identity
+from knorm_core.sweeps.cells import Cell
 from suites.families import VOCABULARY, random_ids, tiny_model
 
 ROOT = Path(__file__).parents[2]

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from knorm_core.cells import versions
-from knorm_core.cluster import ClusterError, ClusterWarning
-from knorm_core.models import load_model
-from knorm_core.store import Store, canonical
-from knorm_core.sweep import run_cells, shown
+from knorm_core.inputs.models import load_model
+from knorm_core.sweeps.cells import versions
+from knorm_core.sweeps.cluster import ClusterError, ClusterWarning
+from knorm_core.sweeps.run import run_cells, shown
+from knorm_core.sweeps.store import Store, canonical
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
@@ -77,7 +77,7 @@ def executing(client):
 
 def models_loaded(client):
     def count():
-        from knorm_core import cluster
+        from knorm_core.sweeps import cluster
 
         return cluster._bench.loaded
 

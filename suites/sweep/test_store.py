@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knorm_core import store as store_module
-from knorm_core.store import Store, StoreWarning, canonical, store_of
-from suites.faults_injected.killed import killed_at
+from knorm_core.sweeps import store as store_module
+from knorm_core.sweeps.store import Store, StoreWarning, canonical, store_of
+from suites.kills_and_damage.killed import killed_at
 
 pytestmark = pytest.mark.fast
 

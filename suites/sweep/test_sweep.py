@@ -18,15 +18,15 @@ import torch
 
 import knorm_core
 from knorm_core import evaluate, evaluate_rows, l2_compress
-from knorm_core.cells import Bench, code_files, environment, sweep_cells
-from knorm_core.encoding import EVALUATION, each, remember
+from knorm_core.experiments.codecs import CHOICES, DIVERGENCE, FLAG, HEAD
 from knorm_core.experiments.divergence import divergence
-from knorm_core.experiments.encoding import CHOICES, DIVERGENCE, FLAG, HEAD
 from knorm_core.experiments.norm_attention import HeadObservation
 from knorm_core.experiments.precision import evaluate_choices
-from knorm_core.models import ModelNotFoundError, load_model, model_identity
-from knorm_core.store import Store, canonical
-from knorm_core.sweep import CellFailedError, run_cells, shown
+from knorm_core.inputs.models import ModelNotFoundError, load_model, model_identity
+from knorm_core.sweeps.cells import Bench, code_files, environment, sweep_cells
+from knorm_core.sweeps.codec import EVALUATION, each, remember
+from knorm_core.sweeps.run import CellFailedError, run_cells, shown
+from knorm_core.sweeps.store import Store, canonical
 from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
@@ -188,15 +188,15 @@ def imported_by(path):
 
 def test_every_source_that_a_result_may_depend_on_is_part_of_the_code_version():
     root = Path(knorm_core.__file__).parent
-    reached, waiting = set(), [root / "cells.py", *(root / "experiments").glob("*.py")]
+    reached, waiting = set(), [root / "sweeps" / "cells.py", *(root / "experiments").glob("*.py")]
     while waiting:
         path = waiting.pop()
         if path not in reached:
             reached.add(path)
             waiting += imported_by(path)
-    assert {"evaluation.py", "onepass.py", "stepwise.py", "policies.py", "models.py"} <= {path.name for path in reached}
-    # The store is the way to a result, and decides none of its numbers.
-    assert {path.name for path in reached - set(code_files())} == {"store.py"}
+    assert {"evaluator.py", "onepass.py", "stepwise.py", "policies.py", "models.py"} <= {path.name for path in reached}
+    # A sweep is the way to a result, and decides none of its numbers.
+    assert {path.parent.name for path in reached - set(code_files())} == {"sweeps"}
 
 
 def test_a_compressor_cannot_go_into_a_cell(cells_of):

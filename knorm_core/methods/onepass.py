@@ -1,0 +1,282 @@
+"""The exact two-phase evaluation in one forward pass over the text.
+
+Teacher forcing makes it possible: all tokens are known, so are the positions they are fed with, and
+what a layer evicts depends only on that layer's own keys and on a schedule of lengths that is known
+before the start (`knorm_core.counts`). So every key of a head has a birth and a death; an attention
+function registered with transformers computes the deaths of its layer and lets each query attend to
+the keys then alive (`knorm_core.methods.attention`). The rest of the model never knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from bisect import insort
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from knorm_core.counts import Eviction
+from knorm_core.methods.attention import NEVER, mortal_attention, moving_attention
+from knorm_core.methods.forward import last_logits, private_copy, register_attention, token_nll
+from knorm_core.methods.head import last_states, separate_head
+from knorm_core.methods.rotation import rotary_frequencies, rotate
+from knorm_core.setting import Setting, UnsupportedModelError
+
+ATTENTION = "knorm_onepass"
+# Tokens whose logits exist at one time: those of a long text would take more memory than all else together,
+# and below some hundreds at a time the head's matrix product gets slower.
+LOGITS_AT_ONCE = 1024
+Pair = tuple[torch.Tensor, torch.Tensor]
+Watch = Callable[[int, torch.Tensor | None], None]
+
+
+@dataclass
+class _Walk:
+    """One forward pass as its attention calls see it."""
+
+    layers: int
+    # (layer, keys) -> deaths of the keys, or None where nothing is evicted
+    deaths: Callable[[int, torch.Tensor], torch.Tensor | None]
+    phase_1: int
+    steps: Sequence[int] = ()  # of all evictions, where survivors move
+    move: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # as `moving_attention` has it
+    prior: Sequence[Pair] | None = None  # keys and values of the tokens before this pass, per layer
+    keep: bool = False  # whether to hand this pass's keys and values on
+    seen: list[int] = field(default_factory=list)
+    kept: list[Pair] = field(default_factory=list)
+
+
+# A context variable, so that two threads can evaluate at once.
+_walk: ContextVar[_Walk] = ContextVar("knorm_walk")
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Phase 1, fed once and shared by every row of a table: keys and values, and the losses within."""
+
+    model: nn.Module  # the private copy that fed it, for the rows to share
+    pairs: tuple[Pair, ...]
+    length: int
+    nll: torch.Tensor  # of tokens 1 … length where scoring starts there, shape (length,), else (0,)
+
+
+def run(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    setting: Setting,
+    prefix: Prefix | None = None,
+    watch: Watch | None = None,
+) -> torch.Tensor:
+    """Negative log-likelihood of every scored token, float64, shaped as ``input_ids`` but for the length.
+
+    Args:
+        model: a causal language model of transformers.
+        input_ids: (n,), int64, on the model's device; or (batch, n), texts of equal length.
+        setting: what to evaluate; see `knorm_core.setting`.
+        prefix: phase 1 of the same text (not of a batch), from `feed_prefix`, to save feeding it again.
+        watch: called with each layer's index and the deaths of its keys, as `layer_deaths` has them.
+    """
+    start = prefix.length if prefix else 0
+    if start == setting.seq_len - 1:
+        assert prefix is not None
+        return prefix.nll
+    first = max(setting.first_scored - 1, start)  # the query that predicts the first token scored here
+    targets = input_ids[..., first + 1 :]
+    feed = partial(_feed, model, input_ids, setting, prefix, watch)
+    head = separate_head(model) if targets.numel() > LOGITS_AT_ONCE else None
+    if head is None:
+        logits = feed(partial(last_logits, count=targets.shape[-1]))
+        nll = token_nll(logits.flatten(0, 1), targets.flatten())
+    else:
+        states = feed(partial(last_states, count=targets.shape[-1])).flatten(0, 1)
+        parts = zip(states.split(LOGITS_AT_ONCE), targets.flatten().split(LOGITS_AT_ONCE), strict=True)
+        nll = torch.cat([token_nll(head(rows), wanted) for rows, wanted in parts])
+    nll = nll.view(targets.shape)
+    return torch.cat([prefix.nll, nll]) if prefix else nll
+
+
+def final_states(
+    model: nn.Module, input_ids: torch.Tensor, setting: Setting, prefix: Prefix | None = None, count: int | None = None
+) -> torch.Tensor:
+    """What the model's head would turn into the logits of the last ``count`` scored tokens: (count, hidden).
+
+    A thousandth of the memory of logits; `knorm_core.methods.head.Head` makes logits of them, block by block.
+
+    Args:
+        count: default all of the tokens scored in phase 2.
+    """
+    count = setting.seq_len - max(setting.first_scored, setting.start + 1) if count is None else count
+    return _feed(model, input_ids, setting, prefix, None, partial(last_states, count=count))[0]
+
+
+@torch.inference_mode()
+def _feed(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    setting: Setting,
+    prefix: Prefix | None,
+    watch: Watch | None,
+    read: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """One pass over what ``prefix`` has not fed yet; ``read`` makes the forward call."""
+
+    def deaths(layer: int, keys: torch.Tensor) -> torch.Tensor | None:
+        found = layer_deaths(setting, layer, keys)
+        if watch is not None:
+            watch(layer, found)
+        return found
+
+    walk = _Walk(
+        layers=setting.layers,
+        deaths=deaths,
+        phase_1=min(setting.start, setting.seq_len - 1),
+        prior=prefix.pairs if prefix else None,
+    )
+    if setting.positions == "rerotated":
+        walk.steps = [eviction.step for eviction in setting.full_schedule]
+        walk.move = _to_the_front(setting.fed_positions().to(input_ids.device), rotary_frequencies(model))
+    start = prefix.length if prefix else 0
+    private = prefix.model if prefix else private_copy(model, ATTENTION)
+    with _walking(walk):
+        fed = torch.atleast_2d(input_ids)[:, start:-1]
+        return read(private, fed, setting.fed_positions()[start:])
+
+
+@torch.inference_mode()
+def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> Prefix:
+    """Feed phase 1 (the same for every keep ratio, policy and position mode) and keep what it leaves."""
+    length = min(setting.start, setting.seq_len - 1)
+    fed = input_ids[:length]
+    model = private_copy(model, ATTENTION)
+    walk = _Walk(setting.layers, lambda layer, keys: window_deaths(setting, layer, keys), phase_1=length, keep=True)
+    scored = setting.first_scored == 1
+    with _walking(walk):
+        logits = last_logits(model, fed[None], setting.fed_positions()[:length], length if scored else 1)[0]
+    nll = token_nll(logits, input_ids[1 : length + 1]) if scored else torch.zeros(0, dtype=torch.float64)
+    return Prefix(model, tuple(walk.kept), length, nll)
+
+
+def _to_the_front(fed: torch.Tensor, frequencies: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Rotate survivors from the positions they were fed with to 0 … kept-1."""
+
+    def move(keys: torch.Tensor, born: torch.Tensor) -> torch.Tensor:
+        return rotate(keys, torch.arange(born.shape[-1], device=born.device) - fed[born], frequencies)
+
+    return move
+
+
+def shared_prefixes(model: nn.Module, input_ids: torch.Tensor) -> Callable[[Setting], Prefix]:
+    """Phase 1 for any setting of one text, fed once for all settings that share its length and scoring."""
+    fed: dict[tuple[int, int], Prefix] = {}
+
+    def prefix_of(setting: Setting) -> Prefix:
+        key = (setting.start, setting.first_scored)
+        if key not in fed:
+            fed[key] = feed_prefix(model, input_ids, setting)
+        return fed[key]
+
+    return prefix_of
+
+
+def layer_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tensor | None:
+    """Death of every key of one layer, int64 (batch, kv_heads, length); None if all of them live."""
+    if layer in setting.sliding:
+        return window_deaths(setting, layer, keys)
+    schedule = setting.schedule(layer)
+    if not schedule:
+        return None
+    scores = setting.scores(layer, keys, torch.arange(keys.shape[2], device=keys.device))
+    # Rank once for all: of the keys alive at an eviction, those of highest rank go.
+    order = scores.argsort(dim=-1, stable=True)
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    ranks = torch.empty_like(order).scatter_(-1, order, places)
+    rows = [death_row(row, schedule, setting.window) for row in ranks.flatten(0, 1).tolist()]
+    return torch.tensor(rows, device=keys.device).view(ranks.shape)
+
+
+def death_row(ranks: Sequence[int], schedule: Sequence[Eviction], window: int = 0) -> list[int]:
+    """Death of each key of one head, given its rank among all keys of the text (lowest survive).
+
+    Keys among the last ``window`` fed are protected. The others are held in the order of their ranks, so an
+    eviction cuts off an end, and a key costs one insertion however often the schedule evicts.
+
+    >>> death_row([0, 3, 1, 2, 4], [Eviction(step=2, before=2, after=1), Eviction(4, 3, 2)])[:4]
+    [9223372036854775807, 2, 9223372036854775807, 4]
+    """
+    deaths = [NEVER] * len(ranks)
+    key_of = sorted(range(len(ranks)), key=ranks.__getitem__)
+    free: list[int] = []  # ranks of those that may go, ascending
+    born = 0
+    for step, before, after in schedule:
+        for rank in ranks[born : max(step - window, born)]:
+            insort(free, rank)
+        born = max(step - window, born)
+        for rank in free[after - before :]:
+            deaths[key_of[rank]] = step
+        del free[after - before :]
+    return deaths
+
+
+def window_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tensor | None:
+    """A sliding-window layer forgets each key after ``window`` queries; the others forget none."""
+    window = setting.sliding.get(layer)
+    if window is None or window >= keys.shape[2]:
+        return None
+    return (torch.arange(keys.shape[2], device=keys.device) + window).expand(keys.shape[:3])
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: (batch, heads, length, head_dim) in, (batch, length, heads, …) out."""
+    walk = _walk.get()
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    walk.seen.append(layer)
+    if walk.keep:
+        walk.kept.append((key, value))
+    if walk.prior is not None:
+        past_key, past_value = walk.prior[layer]
+        key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+    deaths = walk.deaths(layer, key)
+    if walk.move is not None and deaths is not None:
+        out = moving_attention(query, key, value, deaths, walk.steps, walk.move, scale=scaling, softcap=softcap)
+        return out.transpose(1, 2).contiguous(), None
+    window = others.get("sliding_window")
+    out = mortal_attention(
+        query,
+        key,
+        value,
+        deaths,
+        immortal_until=min(walk.phase_1, window or walk.phase_1),
+        scale=scaling,
+        softcap=softcap,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+@contextlib.contextmanager
+def _walking(walk: _Walk) -> Iterator[None]:
+    """Hand ``walk`` to the attention calls of this thread, and see that every layer made one."""
+    register_attention(ATTENTION, _attention_forward)
+    token = _walk.set(walk)
+    try:
+        yield
+    finally:
+        _walk.reset(token)
+    if walk.seen != list(range(walk.layers)):
+        raise UnsupportedModelError(
+            f"the model has {walk.layers} layers but its attention went through transformers' "
+            f"AttentionInterface for layers {walk.seen}: one pass would be silently wrong; use method='stepwise'"
+        )

@@ -1,0 +1,160 @@
+"""Results that need not be computed again, or not here: the store and the cluster of the command line.
+
+They are for the reproduction and its experiments, whose numbers are looked at. What exists to compute, the
+tests of every commit and the goldens, is kept from them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pytest
+
+from knorm_core.evaluation import Evaluation
+from knorm_core.plugin.inputs import LoadedModel
+from knorm_core.setting import SlowFallbackWarning
+from knorm_core.sweeps.cells import Cell, environment, inputs_of
+from knorm_core.sweeps.cluster import ClusterError
+from knorm_core.sweeps.codec import Codec, remember
+from knorm_core.sweeps.run import Outcome, run_cells, shown
+from knorm_core.sweeps.store import Store, store_of
+
+_TALLY = "knorm_results"
+_stores: pytest.StashKey[list[Store]] = pytest.StashKey()
+_tallies: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_stores], config.stash[_tallies] = [], []
+    try:
+        store_of(config.getoption("knorm_store"))
+    except ValueError as error:
+        raise pytest.UsageError(f"KNORM_STORE: {error}, or is off") from None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        computes = {"fast", "golden"} & {mark.name for mark in item.iter_markers()}
+        if computes and "result_store" in getattr(item, "fixturenames", ()):
+            raise pytest.UsageError(f"{item.nodeid} is marked {computes.pop()}, so it has to compute: no result_store")
+
+
+@pytest.fixture(scope="session")
+def result_store(request: pytest.FixtureRequest) -> Store | None:
+    """The store of --knorm-store; with --force-regen nothing is looked up in it."""
+    config = request.config
+    store = store_of(config.getoption("knorm_store"), fresh=bool(config.getoption("force_regen")))
+    if store is not None:
+        config.stash[_stores].append(store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def cell_of(request: pytest.FixtureRequest, language_model: LoadedModel) -> Callable[..., Cell]:
+    """``cell_of(text, input_ids, arguments)``: an evaluation of the model of the command line."""
+    option = request.config.getoption
+    identity = (language_model.name, *language_model.identity)
+
+    def cell(text: str, input_ids: Any, arguments: Mapping[str, Any]) -> Cell:
+        return Cell(*identity, text, input_ids, arguments, option("knorm_dtype"), option("knorm_device"))
+
+    return cell
+
+
+@pytest.fixture(scope="session")
+def run_all(
+    request: pytest.FixtureRequest, language_model: LoadedModel, result_store: Store | None
+) -> Callable[[Iterable[Cell]], dict[Cell, Outcome]]:
+    """``run_all(cells)``: their outcomes, from the store, the cluster of --knorm-scheduler, or this process."""
+    scheduler = request.config.getoption("knorm_scheduler")
+    manager = request.config.pluginmanager
+    terminal, capture = manager.get_plugin("terminalreporter"), manager.get_plugin("capturemanager")
+
+    def run(cells: Iterable[Cell]) -> dict[Cell, Outcome]:
+        cells = list(cells)
+        coming = run_cells(cells, store=result_store, scheduler=scheduler, model=language_model.model)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", SlowFallbackWarning)  # to be told of, not a failure
+                if scheduler is None or terminal is None or capture is None:  # xdist's workers have no terminal
+                    return {outcome.cell: outcome for outcome in coming}
+                with capture.global_and_fixture_disabled():
+                    terminal.ensure_newline()
+                    return {outcome.cell: outcome for outcome in shown(coming, len(cells), terminal._tw._file)}
+        except ClusterError as error:
+            sentence = str(error)
+        pytest.exit(sentence, pytest.ExitCode.USAGE_ERROR)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows_of(cell_of: Callable[..., Cell], run_all: Callable[..., Any]) -> Callable[..., dict[Any, Evaluation]]:
+    """``rows_of(text, input_ids, rows)``: `evaluate_rows` with the model of the command line."""
+
+    def evaluated(text: str, input_ids: Any, rows: Mapping[Any, Mapping[str, Any]]) -> dict[Any, Evaluation]:
+        cells = {key: cell_of(text, input_ids, arguments) for key, arguments in rows.items()}
+        outcomes = run_all(cells.values())
+        return {key: outcomes[cell].result() for key, cell in cells.items()}
+
+    return evaluated
+
+
+@pytest.fixture(scope="session")
+def remembered(
+    request: pytest.FixtureRequest, language_model: LoadedModel, result_store: Store | None
+) -> Callable[..., Any]:
+    """``remembered(what, text, input_ids, settings, compute, codec)``: any result, computed once for its inputs."""
+    option = request.config.getoption
+
+    def result(
+        what: str, text: str, input_ids: Any, settings: Any, compute: Callable[[], Any], codec: Codec[Any]
+    ) -> Any:
+        inputs = inputs_of(
+            what,
+            **language_model.identity._asdict(),
+            input_ids=input_ids,
+            settings=settings,
+            dtype=option("knorm_dtype"),
+            environment=environment(option("knorm_device")),
+        )
+        return remember(result_store, f"{what} of {language_model.name} on {text}", inputs, compute, codec)
+
+    return result
+
+
+# --- what the run is told at its end
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    tallies = [
+        {"path": str(store.path), "found": store.found, "computed": store.computed} for store in config.stash[_stores]
+    ]
+    config.stash[_tallies] += tallies
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[_TALLY] = tallies
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_tallies] += getattr(node, "workeroutput", {}).get(_TALLY, [])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    tallies = config.stash[_tallies]
+    found = sorted(time[:16].replace("T", " ") for tally in tallies for time in tally["found"])
+    computed = sum(tally["computed"] for tally in tallies)
+    if found:
+        when = found[0] if found[0] == found[-1] else f"{found[0]} … {found[-1]}"
+        terminalreporter.line(
+            f"knorm: {len(found)} of {len(found) + computed} results from the store {tallies[0]['path']}, computed "
+            f"{when} UTC; --knorm-store off computes them anew"
+        )
+    elif computed:
+        terminalreporter.line(f"knorm: {computed} results computed, for the store {tallies[0]['path']}")
+    if computed and exitstatus == pytest.ExitCode.INTERRUPTED:
+        terminalreporter.line("knorm: interrupted; the same command goes on from there")

@@ -1,0 +1,1 @@
+"""What a run found, as records and as a file."""

@@ -1,0 +1,265 @@
+"""Cells: the independent evaluations of which a sweep is made, and what decides their numbers.
+
+A cell carries its text as token ids and its model by name and hash, so it can be evaluated anywhere that has
+the model. Two cells with equal inputs, in equal environments, give the same numbers to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import math
+import numbers
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from knorm_core.evaluation import Evaluation
+from knorm_core.evaluator import checked_rows, evaluate, falls_back, shared_rows
+from knorm_core.inputs.models import ModelNotFoundError, load_model, model_folder, model_identity
+from knorm_core.inputs.texts import load_texts
+from knorm_core.setting import Setting
+
+# The folders whose sources decide numbers: the core, how it is computed, what goes in, and the experiments.
+_DECIDES = (".", "methods", "inputs", "experiments")
+
+
+def code_files() -> list[Path]:
+    """The sources of this package that numbers may depend on."""
+    root = Path(__file__).parents[1]
+    return sorted(path for folder in _DECIDES for path in (root / folder).glob("*.py"))
+
+
+# When this module is imported, as the others are: sources may be edited while a process runs on the old ones.
+_CODE = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in code_files())).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One evaluation of a sweep.
+
+    Attributes:
+        model: name, as for `load_model`.
+        weights, tokenizer, config: SHA-256, as `model_identity` has them.
+        text: what to call the text.
+        input_ids: its token ids (n,), int64.
+        arguments: of `evaluate`, but no ``compressor``: a function has no identity to store a result by.
+        dtype: torch's name of it.
+        device: of torch.
+    """
+
+    model: str
+    weights: str
+    tokenizer: str
+    config: str
+    text: str
+    input_ids: torch.Tensor
+    arguments: Mapping[str, Any]
+    dtype: str = "float64"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.arguments.get("compressor") is not None:
+            raise TypeError(
+                f"compressor={self.arguments['compressor']!r} cannot go into a cell: results are found again by what "
+                f"they were computed from, and a function has no identity; use a policy, or evaluate"
+            )
+        if "skip_layers" in self.arguments:  # any iterable of them, which may be used up by going through it
+            layers = self.arguments["skip_layers"]
+            layers = layers if isinstance(layers, str) else list(layers)  # evaluate is to refuse what it was given
+            object.__setattr__(self, "arguments", {**self.arguments, "skip_layers": layers})
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+        return f"{self.model} on {self.text} ({arguments}, {self.dtype} on {self.device})"
+
+    def inputs(self, environment: Mapping[str, Any]) -> dict[str, Any]:
+        """All that decides this cell's numbers, every argument among it whether given or not; see `inputs_of`."""
+        defaults = {
+            name: p.default for name, p in inspect.signature(evaluate).parameters.items() if p.kind is p.KEYWORD_ONLY
+        }
+        return inputs_of(
+            "evaluation",
+            weights=self.weights,
+            tokenizer=self.tokenizer,
+            config=self.config,
+            input_ids=self.input_ids,
+            settings={name: _plain(name, value) for name, value in {**defaults, **self.arguments}.items()},
+            dtype=self.dtype,
+            environment=environment,
+        )
+
+
+def inputs_of(
+    what: str,
+    *,
+    weights: str,
+    tokenizer: str,
+    config: str,
+    input_ids: torch.Tensor,
+    settings: Any,
+    dtype: str,
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What decides a result, as JSON holds it: the key of `knorm_core.sweeps.store`.
+
+    Args:
+        what: was computed.
+        weights, tokenizer, config: SHA-256, as `model_identity` has them.
+        input_ids: (n,), integers.
+        settings: all others.
+        dtype: of weights and activations.
+        environment: see `environment`.
+    """
+    return {
+        "what": what,
+        "settings": settings,
+        "dtype": dtype,
+        "weights": weights,
+        "tokenizer": tokenizer,
+        "config": config,
+        "input_ids": hashlib.sha256(input_ids.long().cpu().numpy().tobytes()).hexdigest(),
+        "environment": dict(environment),
+    }
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An argument of `evaluate` in the one form, of those that mean the same to it, that is looked up."""
+    if name == "skip_layers" and all(map(_is_integer, value)):
+        return sorted({int(layer) for layer in value})
+    if _is_integer(value) and name != "keep_ratio":
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+        exact = Fraction(str(value))  # it counts as the decimal that it is written as
+        return float(exact) if Fraction(str(float(exact))) == exact else str(exact)
+    return value  # as it is, where evaluate refuses it
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def versions() -> dict[str, str]:
+    """The code that decides numbers: this package's sources by hash, torch, and transformers."""
+    import transformers
+
+    return {"knorm_core": _CODE, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What decides numbers besides a cell: code, processor, and threads."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        kind = torch.cuda.get_device_name(device)
+    elif kind == "cpu":
+        kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    return {**versions(), "device": kind, "threads": torch.get_num_threads()}
+
+
+class Bench:
+    """Evaluates one cell at a time, keeping the last model and what rows of the last text have in common.
+
+    Args:
+        model: what the cells' name stands for, where it is loaded already.
+
+    Attributes:
+        loaded: how many models were loaded.
+    """
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self.loaded = 0
+        self._given = model
+        self._model: tuple[tuple[str, ...], nn.Module] | None = None
+        self._rows: tuple[nn.Module, torch.Tensor, Callable[[Setting], Evaluation]] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, cell: Cell) -> Evaluation:
+        """`evaluate` of the cell.
+
+        Raises:
+            ModelNotFoundError: the model is not here, or is another one of that name.
+            Whatever `evaluate` raises.
+        """
+        with self._lock:
+            model = self._given if self._given is not None else self._model_of(cell)
+            if cell.arguments.get("method", "onepass") != "onepass":
+                return evaluate(model, cell.input_ids, **cell.arguments)
+            ids, settings = checked_rows(model, cell.input_ids, {None: cell.arguments})
+            if self._rows is None or self._rows[0] is not model or not torch.equal(self._rows[1], ids):
+                self._rows = None  # before the next one takes memory
+                falls_back(model, settings.values(), stacklevel=2)
+                self._rows = (model, ids, shared_rows(model, ids))
+            return self._rows[2](settings[None])
+
+    def _model_of(self, cell: Cell) -> nn.Module:
+        key = (cell.model, cell.weights, cell.config, cell.dtype, cell.device)
+        if self._model is None or self._model[0] != key:
+            self._model = self._rows = None
+            folder = model_folder(cell.model)
+            here = model_identity(cell.model, folder)
+            pairs = (("weights", here.weights, cell.weights), ("a configuration", here.config, cell.config))
+            for what, found, expected in pairs:
+                if found != expected:
+                    raise ModelNotFoundError(
+                        f"model {cell.model!r} has {what} of SHA-256 {found[:12]}… here, and {expected[:12]}… where "
+                        f"the sweep was made"
+                    )
+            self._model = (key, load_model(folder, getattr(torch, cell.dtype), cell.device)[0])
+            self.loaded += 1
+        return self._model[1]
+
+
+def sweep_cells(
+    models: Iterable[str],
+    texts: Iterable[str],
+    *,
+    keep_ratios: Iterable[float],
+    positions: Iterable[str] = ("absolute",),
+    policies: Iterable[str] = ("low_norm",),
+    dtypes: Iterable[str] = ("float64",),
+    device: str = "cpu",
+    max_eval_tokens: int | None = None,
+    text_dir: str | None = None,
+    **arguments: Any,
+) -> list[Cell]:
+    """Every combination, a model at a time and a text at a time.
+
+    Args:
+        models: names, as for `load_model`.
+        texts: names of text sets, as for `load_texts`; each of their texts is used.
+        keep_ratios, positions, policies: of `evaluate`.
+        dtypes: torch's names.
+        device: where to evaluate.
+        max_eval_tokens, text_dir: of `load_texts`.
+        **arguments: of `evaluate`, the same for all cells.
+    """
+    from transformers import AutoTokenizer
+
+    if "skip_layers" in arguments:
+        arguments["skip_layers"] = list(arguments["skip_layers"])
+    rows = [
+        {"keep_ratio": ratio, "positions": mode, "policy": policy, **arguments}
+        for policy, mode, ratio in itertools.product(policies, positions, keep_ratios)
+    ]
+    texts, dtypes, cells = list(texts), list(dtypes), []
+    for model in models:
+        folder = model_folder(model)
+        identity = model_identity(model, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        found = {
+            f"{name}: {text.title}": text.input_ids
+            for name in texts
+            for text in load_texts(name, tokenizer, max_eval_tokens=max_eval_tokens, text_dir=text_dir)
+        }
+        cells += [
+            Cell(model, *identity, title, input_ids, row, dtype, device)
+            for dtype, (title, input_ids), row in itertools.product(dtypes, found.items(), rows)
+        ]
+    return cells

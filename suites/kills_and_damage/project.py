@@ -1,0 +1,56 @@
+"""A small repository that uses our plugins, and whole pytest runs of it in forks, which start at once."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suites.kills_and_damage.killed import Process
+
+PROJECT = {
+    "pytest.ini": "[pytest]\n",
+    "conftest.py": 'pytest_plugins = ["knorm_core.plugin"]',
+    "test_it.py": textwrap.dedent(
+        """
+        import os, pytest
+
+        VALUE = os.environ["VALUE"]
+
+        @pytest.mark.parametrize("table", ["a", "b"])
+        def test_numbers(golden, table):
+            rows = [{"keep_ratio": 1.0, "ppl": 12.5}, {"keep_ratio": 0.5, "ppl": float(VALUE)}]
+            golden.check(f"m/{table}/ppl", rows, key=("keep_ratio",), made_from={"text": VALUE})
+
+        def test_text(text_snapshot):
+            assert "value " + VALUE == text_snapshot
+        """
+    ),
+}
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def run_pytest(project: Path, *arguments: str, dies_at: int | None = None, **environment: str) -> Process:
+    """A pytest run of the project, in a process of its own, which tells pytest's exit status.
+
+    It may die in front of a change of its baselines.
+    """
+
+    def run(tell: Callable[[int], Any]) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(project)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            tell(
+                int(pytest.main(["-p", "no:cacheprovider", "-p", "no:randomly", "--import-mode=importlib", *arguments]))
+            )
+
+    return Process(run, dies_at=dies_at, below=project / "baselines")
