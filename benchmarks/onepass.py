@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 
 from knorm_core import evaluate, load_model, load_texts
-from knorm_core.evaluator import checked_rows, shared_rows
+from knorm_core.evaluator import Evaluator
 from knorm_core.latency.environment import cpu_name
 
 PRUNE_AFTER = 256
@@ -103,10 +103,9 @@ def table_and_plain(model: torch.nn.Module, ids: torch.Tensor) -> tuple[float, f
         for ratio in RATIOS
     }
     table, plain = 0.0, []
-    _, settings = checked_rows(model, ids, rows)
-    evaluation_of = shared_rows(model, ids)
-    for setting in settings.values():
-        table += cpu_seconds(lambda setting=setting: evaluation_of(setting))
+    evaluator = Evaluator(model, ids)
+    for setting in evaluator.settings(rows).values():
+        table += cpu_seconds(lambda setting=setting: evaluator.run_shared(setting))
         plain.append(cpu_seconds(lambda: plain_forward(model, ids)))
     return table, statistics.fmean(plain)
 

@@ -9,22 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from knorm_core.batch import evaluate_batch
     from knorm_core.compressor import l2_compress
     from knorm_core.counts import Eviction, effective_prune_after, eviction_schedule, kept_count
     from knorm_core.evaluation import Evaluation, perplexity
-    from knorm_core.evaluator import PAPER_PROTOCOL, evaluate, evaluate_rows, evaluate_table
+    from knorm_core.evaluator import PAPER_PROTOCOL, Evaluator, evaluate, evaluate_batch, evaluate_rows, evaluate_table
     from knorm_core.inputs.models import ModelNotFoundError, load_model
     from knorm_core.inputs.texts import TEXT_SETS, Text, TextNotFoundError, load_texts
     from knorm_core.latency import measure_latency
     from knorm_core.policies import POLICIES
-    from knorm_core.setting import NoEvictionError, SlowFallbackWarning, UnsupportedModelError
+    from knorm_core.setting import Arguments, NoEvictionError, SlowFallbackWarning, UnsupportedModelError
     from knorm_core.sweeps.cells import Cell, sweep_cells
     from knorm_core.sweeps.run import run_cells
     from knorm_core.sweeps.store import Store
 
 _HOME = {
-    "evaluate_batch": "batch",
+    "Arguments": "setting",
+    "Evaluator": "evaluator",
+    "evaluate_batch": "evaluator",
     "Cell": "sweeps.cells",
     "sweep_cells": "sweeps.cells",
     "l2_compress": "compressor",
@@ -57,8 +58,10 @@ __all__ = [
     "PAPER_PROTOCOL",
     "POLICIES",
     "TEXT_SETS",
+    "Arguments",
     "Cell",
     "Evaluation",
+    "Evaluator",
     "Eviction",
     "ModelNotFoundError",
     "NoEvictionError",

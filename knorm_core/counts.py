@@ -29,7 +29,7 @@ class Eviction(NamedTuple):
     after: int
 
 
-def kept_count(length: int, keep_ratio: float) -> int:
+def kept_count(length: int, keep_ratio: float | Fraction) -> int:
     """How many of ``length`` keys an eviction keeps: ``ceil(keep_ratio * length)``, at least 1.
 
     The product is taken on the decimal number as written, not on its binary approximation.
@@ -75,7 +75,7 @@ def effective_prune_after(seq_len: int, prune_after: int) -> int:
 
 
 def eviction_schedule(
-    seq_len: int, effective_prune_after: int, keep_ratio: float, *, when: str = "every_step"
+    seq_len: int, effective_prune_after: int, keep_ratio: float | Fraction, *, when: str = "every_step"
 ) -> tuple[Eviction, ...]:
     """Every eviction of a two-phase evaluation of ``seq_len`` tokens, in order.
 
@@ -97,14 +97,14 @@ def eviction_schedule(
         keep_ratio: in (0, 1]; 1 gives an empty schedule.
         when: ``"every_step"``, or ``"after_prefill"`` (once, before the first token of phase 2).
     """
-    check_keep_ratio(keep_ratio)
+    ratio = check_keep_ratio(keep_ratio)
     if when not in ("every_step", "after_prefill"):
         raise ValueError(f"when={when!r} is not one of 'every_step', 'after_prefill'")
     last = None if when == "every_step" else effective_prune_after
     return timetable(
         check_int("seq_len", seq_len, 0),
         check_int("effective_prune_after", effective_prune_after, 1),
-        lambda length: kept_count(length, keep_ratio),
+        lambda length: math.ceil(ratio * length),
         last_step=last,
     )
 
@@ -143,6 +143,8 @@ def cache_lengths(seq_len: int, start: int, evictions: tuple[Eviction, ...]) -> 
 
 def check_keep_ratio(keep_ratio: Any) -> Fraction:
     """The keep ratio as the exact decimal that the user wrote; raises unless it is in (0, 1]."""
+    if isinstance(keep_ratio, Fraction) and 0 < keep_ratio <= 1:
+        return keep_ratio
     if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, numbers.Real):
         raise TypeError(f"keep_ratio={keep_ratio!r} is not a number: give one in (0, 1]")
     if not 0 < float(keep_ratio) <= 1:  # False for NaN too

@@ -1,4 +1,4 @@
-"""What an evaluation found: the losses of one text, and the record of what was evicted."""
+"""What an evaluation gives: the losses of one text, and the record of what was evicted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Evaluation:
         seq_len: n, the tokens of the text.
         evictions: per layer, its evictions in order, each (step, before, after).
         sliding_layers: layers with a sliding window, which are never compressed and not counted below.
-        method: "onepass" or "stepwise", whichever it was that ran.
+        method: "onepass" or "stepwise", the one that ran.
     """
 
     nll: torch.Tensor
@@ -32,6 +32,29 @@ class Evaluation:
     evictions: tuple[tuple[Eviction, ...], ...]
     sliding_layers: tuple[int, ...] = ()
     method: str = "onepass"
+
+    @classmethod
+    def of(
+        cls, setting: Setting, nll: torch.Tensor, evictions: tuple[tuple[Eviction, ...], ...] | None = None
+    ) -> Evaluation:
+        """The evaluation that has these losses.
+
+        Args:
+            setting: what was evaluated.
+            nll: float64 (scored,).
+            evictions: as they were read off a real cache; None for one pass, whose evictions are the schedule's.
+
+        Raises:
+            ValueError: a loss is not finite.
+        """
+        if not bool(torch.isfinite(nll).all()):
+            index = int((~torch.isfinite(nll)).nonzero()[0])
+            raise ValueError(
+                f"the loss of token {setting.first_scored + index} is {float(nll[index])}: the model overflows"
+            )
+        method = "onepass" if evictions is None else "stepwise"
+        evictions = setting.schedules if evictions is None else evictions
+        return cls(nll, setting.start, setting.seq_len, evictions, tuple(sorted(setting.sliding)), method)
 
     @property
     def ppl(self) -> float:
@@ -71,24 +94,3 @@ def perplexity(evaluations: Iterable[Evaluation]) -> float:
     if not losses:
         raise ValueError("no evaluations: perplexity of an empty list of texts is undefined")
     return math.exp(torch.cat(losses).mean())
-
-
-def one_pass_result(nll: torch.Tensor, setting: Setting) -> Evaluation:
-    """The evaluation by one pass that has these losses; its evictions are those of the schedule."""
-    return _result(nll, setting, tuple(setting.schedule(layer) for layer in range(setting.layers)), "onepass")
-
-
-def stepwise_result(nll: torch.Tensor, setting: Setting, evictions: tuple[tuple[Eviction, ...], ...]) -> Evaluation:
-    """The evaluation token by token that has these losses, and these evictions as read off its cache."""
-    return _result(nll, setting, evictions, "stepwise")
-
-
-def _result(
-    nll: torch.Tensor, setting: Setting, evictions: tuple[tuple[Eviction, ...], ...], method: str
-) -> Evaluation:
-    if not bool(torch.isfinite(nll).all()):
-        token = setting.first_scored + int((~torch.isfinite(nll)).nonzero()[0])
-        raise ValueError(
-            f"the loss of token {token} is {float(nll[token - setting.first_scored])}: the model overflows"
-        )
-    return Evaluation(nll, setting.start, setting.seq_len, evictions, tuple(sorted(setting.sliding)), method)

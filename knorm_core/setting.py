@@ -1,19 +1,17 @@
-"""One evaluation, checked and spelled out: what `evaluate` hands to both of its methods."""
+"""What `evaluate` is asked, and the same checked and spelled out: what it hands to both of its methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
 from knorm_core.cache import check_skip_layers
 from knorm_core.counts import (
-    SHORTEST_TEXT,
     WHEN,
     Eviction,
     budget_schedule,
@@ -43,30 +41,94 @@ class SlowFallbackWarning(UserWarning):
 
 
 @dataclass(frozen=True)
+class Arguments:
+    """What `knorm_core.evaluate` is asked of a model and a text; the only place of its defaults and their meaning.
+
+    Attributes:
+        keep_ratio: share of keys that an eviction keeps, in (0, 1]; 1 never evicts.
+        prune_after: cache length in tokens from which a layer is compressed.
+        positions: "absolute" feeds token i with position i; "cache" with the length of layer 0's cache,
+            as transformers does when nobody passes positions; "rerotated" the same, with the survivors of
+            every eviction rotated to positions 0 … k-1 (see `knorm_core.methods.rotation`).
+        policy: which keys stay; see `knorm_core.policies.POLICIES`.
+        compressor: a callable with the signature of `l2_compress`, in place of a policy; it implies
+            ``method="stepwise"``.
+        skip_layers: layers to leave uncompressed.
+        when: "every_step"; "after_prefill", once before the first token of phase 2, as kvpress does;
+            "fixed_budget", one key before each token, so that the cache never exceeds ``budget``.
+        budget: cache length in tokens, with ``when="fixed_budget"`` (then without ``keep_ratio``).
+        window: with ``when="fixed_budget"``, the most recent tokens that are never evicted.
+        adjust: lower ``prune_after`` to fit the text (see `effective_prune_after`). False takes it as given.
+        score_from: "phase2", or "start" to score from token 1 on as the paper does.
+        allow_no_eviction: accept an evaluation in which nothing was evicted.
+        seed: of the policy "random".
+        method: "onepass", or "stepwise", its oracle. A model that one pass cannot serve but a real cache
+            can is evaluated stepwise, with a `SlowFallbackWarning`; ``Evaluation.method`` says what ran.
+    """
+
+    keep_ratio: float | None = None
+    prune_after: int = 256
+    positions: str = "absolute"
+    policy: str = "low_norm"
+    compressor: Callable[..., Any] | None = None
+    skip_layers: Iterable[int] = ()
+    when: str = "every_step"
+    budget: int | None = None
+    window: int = 0
+    adjust: bool = True
+    score_from: str = "phase2"
+    allow_no_eviction: bool = False
+    seed: int = 0
+    method: str = "onepass"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Arguments:
+        """Arguments by name.
+
+        Raises:
+            TypeError: there is no argument of that name.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in names:
+                raise TypeError(f"evaluate has no argument {name!r}: it takes {', '.join(names)}")
+        return cls(**given)
+
+
+@dataclass(frozen=True)
 class Setting:
     """What to evaluate, all of it checked. Lengths are in tokens.
 
     Attributes:
         seq_len: n, tokens of the text.
         start: P, tokens of phase 1 (at most ``seq_len`` - 1 of them are fed).
-        keep_ratio: in (0, 1], or None with ``when="fixed_budget"``.
+        keep_ratio: in (0, 1], the exact decimal that the user wrote, or None with ``when="fixed_budget"``.
         sliding: window length of every sliding-window layer; these are never compressed.
         skip_layers: full-attention layers to leave alone.
         first_scored: index of the first token that is scored.
+        method, compressor, allow_no_eviction: as `Arguments` has them.
     """
 
     seq_len: int
     layers: int
     start: int
-    keep_ratio: float | None
+    keep_ratio: Fraction | float | None
     positions: str = "absolute"
     policy: str = "low_norm"
     skip_layers: frozenset[int] = frozenset()
-    sliding: Mapping[int, int] = field(default_factory=dict)
+    sliding: Mapping[int, int] = field(default_factory=dict, hash=False)
     when: str = "every_step"
     window: int = 0
     seed: int = 0
     first_scored: int = 1
+    method: str = "onepass"
+    compressor: Callable[..., Any] | None = None
+    allow_no_eviction: bool = False
+
+    @property
+    def compresses(self) -> bool:
+        """Whether it is asked for evictions at all."""
+        return asked_to_compress(self.keep_ratio)
 
     def schedule(self, layer: int) -> tuple[Eviction, ...]:
         """Evictions of one layer; empty where it is skipped, sliding, or nothing is to go."""
@@ -80,6 +142,11 @@ class Setting:
         if self.when == "fixed_budget":
             return budget_schedule(self.seq_len, self.start)
         return eviction_schedule(self.seq_len, self.start, self.keep_ratio or 1.0, when=self.when)
+
+    @property
+    def schedules(self) -> tuple[tuple[Eviction, ...], ...]:
+        """Evictions of every layer."""
+        return tuple(map(self.schedule, range(self.layers)))
 
     def scores(self, layer: int, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return key_scores(self.policy, keys, positions, layer=layer, seed=self.seed)
@@ -96,149 +163,118 @@ class Setting:
                 positions[step:] -= before - after
         return positions
 
+    @property
+    def plainest(self) -> Setting:
+        """One setting for all that are the same evaluation by definition."""
+        if not self.compresses:
+            return Setting(self.seq_len, self.layers, self.start, Fraction(1), first_scored=self.first_scored)
+        if self.positions == "cache" and not self.schedule(0):  # layer 0 never shrinks
+            return replace(self, positions="absolute")
+        return self
 
-def check_setting(
-    model: nn.Module,
-    input_ids: Any,
-    *,
-    keep_ratio: float | None,
-    prune_after: int,
-    budget: int | None,
-    window: int,
-    positions: str,
-    policy: str,
-    compressor: Callable[..., Any] | None,
-    skip_layers: Iterable[int],
-    when: str,
-    adjust: bool,
-    score_from: str,
-    seed: int,
-    method: str,
-) -> tuple[torch.Tensor, Setting]:
-    """Every argument of `evaluate`, checked before any model runs; see there for what is allowed."""
-    check_choice("positions", positions, POSITIONS)
-    check_choice("policy", policy, POLICIES)
-    check_choice("when", when, WHEN)
-    check_choice("score_from", score_from, SCORE_FROM)
-    check_choice("method", method, METHODS)
-    check_int("prune_after", prune_after, 1)
-    check_int("seed", seed, 0)
-    if compressor is not None and not callable(compressor):
-        raise TypeError(f"compressor={compressor!r} is not callable")
-    ids = check_input_ids(model, input_ids)
-    n = len(ids)
-    if when == "fixed_budget":
-        start = _check_budget(keep_ratio, budget, window, compressor)
-    else:
-        if budget is not None or window:
-            raise ValueError(f"budget={budget!r} and window={window!r} go with when='fixed_budget', not when={when!r}")
-        if keep_ratio is None:
-            raise TypeError("keep_ratio=None is not a number: give one in (0, 1]")
-        check_keep_ratio(keep_ratio)
-        start = effective_prune_after(n, prune_after) if adjust else prune_after
-    config = text_config(model)
-    layers = config.num_hidden_layers
-    first_scored = 1 if score_from == "start" else start + 1
-    if first_scored >= n:
+    def check_evictions(self, evictions: Sequence[Sequence[Eviction]]) -> None:
+        """Raise a NoEvictionError where there are none, though they were asked for."""
+        if self.allow_no_eviction or not self.compresses or any(evictions):
+            return
         raise NoEvictionError(
-            f"prune_after={prune_after} with adjust={adjust} leaves phase 2 of a text of {n} tokens empty: nothing "
-            f"would be evicted and nothing scored; use adjust=True, or a prune_after of at most {n - 2}"
+            f"nothing is ever evicted: {self.seq_len} tokens with an effective prune_after of {self.start} and "
+            f"keep_ratio={_shown(self.keep_ratio)}, so the result would be the uncompressed one. Lower prune_after, "
+            f"use adjust=True, or pass allow_no_eviction=True if that is what you want to measure"
+        )
+
+
+def check_setting(arguments: Arguments, *, seq_len: int, layers: int, sliding: Mapping[int, int]) -> Setting:
+    """The arguments of one evaluation, checked and spelled out.
+
+    Args:
+        arguments: what is asked.
+        seq_len: tokens of the text.
+        layers: of the model.
+        sliding: window length of every layer that has one.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it, its value and what is allowed.
+        UnsupportedModelError: (a ValueError) it cannot be had of such layers.
+    """
+    check_choice("positions", arguments.positions, POSITIONS)
+    check_choice("policy", arguments.policy, POLICIES)
+    check_choice("when", arguments.when, WHEN)
+    check_choice("score_from", arguments.score_from, SCORE_FROM)
+    check_choice("method", arguments.method, METHODS)
+    check_int("prune_after", arguments.prune_after, 1)
+    check_int("seed", arguments.seed, 0)
+    if arguments.compressor is not None and not callable(arguments.compressor):
+        raise TypeError(f"compressor={arguments.compressor!r} is not callable")
+    ratio = None
+    if arguments.when == "fixed_budget":
+        start = _check_budget(arguments)
+    else:
+        ratio = _check_ratio(arguments)
+        start = effective_prune_after(seq_len, arguments.prune_after) if arguments.adjust else arguments.prune_after
+    first_scored = 1 if arguments.score_from == "start" else start + 1
+    if first_scored >= seq_len:
+        raise NoEvictionError(
+            f"prune_after={arguments.prune_after} with adjust={arguments.adjust} leaves phase 2 of a text of {seq_len} "
+            f"tokens empty: nothing would be evicted and nothing scored; use adjust=True, or a prune_after of at most "
+            f"{seq_len - 2}"
         )
     setting = Setting(
-        seq_len=n,
+        seq_len=seq_len,
         layers=layers,
         start=start,
-        keep_ratio=keep_ratio,
-        positions=positions,
-        policy=policy,
-        skip_layers=check_skip_layers(skip_layers, layers),
-        sliding=sliding_windows(config),
-        when=when,
-        window=window,
-        seed=seed,
+        keep_ratio=ratio,
+        positions=arguments.positions,
+        policy=arguments.policy,
+        skip_layers=check_skip_layers(arguments.skip_layers, layers),
+        sliding=sliding,
+        when=arguments.when,
+        window=arguments.window,
+        seed=arguments.seed,
         first_scored=first_scored,
+        method="stepwise" if arguments.compressor is not None else arguments.method,
+        compressor=arguments.compressor,
+        allow_no_eviction=arguments.allow_no_eviction,
     )
-    if positions == "rerotated":
-        _check_rerotated(setting, compressor)
+    if setting.positions == "rerotated":
+        _check_rerotated(setting)
     if len(setting.skip_layers | setting.sliding.keys()) == layers:
         raise ValueError(
             f"no layer is left to compress: skip_layers={sorted(setting.skip_layers)}, "
             f"sliding-window layers={sorted(setting.sliding)}, of {layers} layers; a window bounds a cache already"
         )
-    return ids, setting
+    if setting.compressor is None:
+        # Our own evictions are known in advance, so an evaluation without any is refused before it runs.
+        setting.check_evictions(setting.schedules)
+    return setting
 
 
-def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
-    """One text's token ids as (n,) int64 on the model's device, or an error that says what is wrong."""
-    ids = torch.as_tensor(input_ids)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        if ids.numel() == 0:
-            raise ValueError(f"input_ids is empty: a text needs at least {SHORTEST_TEXT} tokens")
-        raise TypeError(f"input_ids has dtype {ids.dtype}; give integer token ids")
-    if ids.ndim == 2 and ids.shape[0] == 1:
-        ids = ids[0]
-    if ids.ndim != 1:
-        raise ValueError(f"input_ids has shape {tuple(ids.shape)}; one text at a time, shaped (n,) or (1, n)")
-    if len(ids) < SHORTEST_TEXT:
-        raise ValueError(f"input_ids has {len(ids)} tokens; a text needs at least {SHORTEST_TEXT}")
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocabulary:
-        wrong = low if low < 0 else high
-        raise ValueError(f"input_ids holds {wrong}, but the model's vocabulary is 0 … {vocabulary - 1}")
-    limit = getattr(text_config(model), "max_position_embeddings", None)
-    if limit and len(ids) > limit:
+def _check_ratio(arguments: Arguments) -> Fraction:
+    if arguments.budget is not None or arguments.window:
         raise ValueError(
-            f"input_ids has {len(ids)} tokens, but the model has {limit} positions; cut the text (max_eval_tokens)"
+            f"budget={arguments.budget!r} and window={arguments.window!r} go with when='fixed_budget', not "
+            f"when={arguments.when!r}"
         )
-    return ids.long().to(model.device)  # type: ignore[arg-type]
+    if arguments.keep_ratio is None:
+        raise TypeError("keep_ratio=None is not a number: give one in (0, 1]")
+    return check_keep_ratio(arguments.keep_ratio)
 
 
-def text_config(model: nn.Module) -> Any:
-    """The configuration of the language part of a model."""
-    return model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
-
-
-def sliding_windows(config: Any) -> dict[int, int]:
-    """Window length by layer index, for the layers that transformers gives a sliding window.
-
-    Raises:
-        UnsupportedModelError: a layer neither attends to the whole text nor slides, or has no keys of its own.
-    """
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:  # families in which all layers are alike, such as Mistral
-        chunked = getattr(config, "attention_chunk_size", None)
-        kind = "sliding_attention" if window else "chunked_attention" if chunked else "full_attention"
-        kinds = [kind] * config.num_hidden_layers
-    others = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if others:
-        raise UnsupportedModelError(
-            f"{config.model_type} has layers of kind {', '.join(others)}: only layers that attend to the whole text "
-            f"or to a sliding window can be evaluated exactly"
+def _check_budget(arguments: Arguments) -> int:
+    if arguments.keep_ratio is not None:
+        raise ValueError(
+            f"keep_ratio={arguments.keep_ratio!r} has no meaning with when='fixed_budget': give budget alone"
         )
-    if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
-        raise UnsupportedModelError(
-            f"{config.model_type} has layers that read the keys of other layers: an eviction there has no meaning yet"
-        )
-    return {layer: int(window) for layer, kind in enumerate(kinds) if kind == "sliding_attention" and window}
-
-
-def _check_budget(keep_ratio: Any, budget: Any, window: Any, compressor: Any) -> int:
-    if keep_ratio is not None:
-        raise ValueError(f"keep_ratio={keep_ratio!r} has no meaning with when='fixed_budget': give budget alone")
-    if compressor is not None:
+    if arguments.compressor is not None:
         raise ValueError("compressor does not go with when='fixed_budget': give a policy")
-    check_int("budget", budget, 1)
-    check_int("window", window, 0)
-    if window >= budget:
-        raise ValueError(f"window={window} has to be below budget={budget}: something must be free to go")
-    return int(budget)
+    budget = check_int("budget", arguments.budget, 1)
+    if check_int("window", arguments.window, 0) >= budget:
+        raise ValueError(f"window={arguments.window} has to be below budget={budget}: something must be free to go")
+    return budget
 
 
-def _check_rerotated(setting: Setting, compressor: Any) -> None:
+def _check_rerotated(setting: Setting) -> None:
     # Survivors move to 0 … k-1 and the next token follows them: only with one k for all layers is there one next.
-    if compressor is not None:
+    if setting.compressor is not None:
         raise ValueError("compressor does not go with positions='rerotated': it does not say who survived")
     if setting.skip_layers:
         raise ValueError(
@@ -252,5 +288,10 @@ def _check_rerotated(setting: Setting, compressor: Any) -> None:
         )
 
 
-def asked_to_compress(keep_ratio: float | None) -> bool:
-    return keep_ratio is None or Fraction(str(keep_ratio)) < 1
+def asked_to_compress(keep_ratio: Fraction | float | None) -> bool:
+    """Whether a keep ratio asks for evictions; None stands for a fixed budget, which does."""
+    return keep_ratio is None or check_keep_ratio(keep_ratio) < 1
+
+
+def _shown(keep_ratio: Fraction | float | None) -> float | None:
+    return None if keep_ratio is None else float(keep_ratio)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core.evaluation import Evaluation, one_pass_result
-from knorm_core.evaluator import Key, check_rows
+from knorm_core.evaluation import Evaluation
+from knorm_core.evaluator import Evaluator, Key
 from knorm_core.methods import onepass
 from knorm_core.methods.head import Head
 
@@ -55,16 +55,17 @@ def divergence(
         for name, only in {"compressor": None, "method": "onepass", "score_from": "phase2"}.items():
             if row.get(name, only) != only:
                 raise ValueError(f"{name}={row[name]!r}: divergence is measured with {name}={only!r} alone")
-    ids, settings = check_rows(model, input_ids, rows)
+    evaluator = Evaluator(model, input_ids)
+    settings, ids = evaluator.settings(rows, one_pass=True), evaluator.ids
     starts = sorted({setting.start for setting in settings.values()})
     if len(starts) > 1:
         raise ValueError(f"the rows have effective prune_after of {starts}: give rows that score the same tokens")
-    ids, plain = check_rows(model, input_ids, {None: {"keep_ratio": 1.0, "prune_after": starts[0], "adjust": False}})
-    prefix = onepass.feed_prefix(model, ids, plain[None])
-    uncompressed = onepass.final_states(model, ids, plain[None], prefix)
+    plain = evaluator.setting({"keep_ratio": 1.0, "prune_after": starts[0], "adjust": False})
+    prefix = evaluator.prefix(plain)
+    uncompressed = onepass.final_states(model, ids, plain, prefix)
     states = {key: onepass.final_states(model, ids, setting, prefix) for key, setting in settings.items()}
-    found = compare(Head(model), uncompressed, states, ids[starts[0] + 1 :])
-    return {key: Divergence(one_pass_result(found[key][0], settings[key]), *found[key][1:]) for key in settings}
+    compared = compare(Head(model), uncompressed, states, ids[starts[0] + 1 :])
+    return {key: Divergence(Evaluation.of(settings[key], nll), *rest) for key, (nll, *rest) in compared.items()}
 
 
 @torch.inference_mode()

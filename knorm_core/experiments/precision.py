@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core.evaluation import Evaluation, one_pass_result
-from knorm_core.evaluator import Key, check_rows
+from knorm_core.evaluation import Evaluation
+from knorm_core.evaluator import Evaluator, Key
 from knorm_core.methods import onepass
 from knorm_core.methods.attention import NEVER
 
@@ -33,13 +33,12 @@ def evaluate_choices(
     model: nn.Module, input_ids: torch.Tensor | Sequence[int], rows: Mapping[Key, Mapping[str, Any]]
 ) -> dict[Key, Choices]:
     """`evaluate_rows` by one pass, with the choices of every eviction."""
-    ids, settings = check_rows(model, input_ids, rows)
-    prefix_of = onepass.shared_prefixes(model, ids)
+    evaluator = Evaluator(model, input_ids)
     table = {}
-    for key, setting in settings.items():
+    for key, setting in evaluator.settings(rows, one_pass=True).items():
         deaths: dict[int, torch.Tensor | None] = {}
-        nll = onepass.run(model, ids, setting, prefix_of(setting), watch=deaths.__setitem__)
-        table[key] = Choices(one_pass_result(nll, setting), tuple(deaths[layer] for layer in sorted(deaths)))
+        nll = onepass.run(model, evaluator.ids, setting, evaluator.prefix(setting), watch=deaths.__setitem__)
+        table[key] = Choices(Evaluation.of(setting, nll), tuple(deaths[layer] for layer in sorted(deaths)))
     return table
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from knorm_core.counts import check_int
-from knorm_core.evaluator import Key, check_rows
+from knorm_core.evaluator import Evaluator, Key
 from knorm_core.methods import onepass
 from knorm_core.methods.head import Head
 
@@ -132,14 +132,14 @@ def recalled(model: nn.Module, prompt: Prompt, rows: Mapping[Key, Mapping[str, A
             arguments[key] = {**row, "prune_after": prompt.haystack, "adjust": False}
         else:
             arguments[key] = {**row, "adjust": False}
-    ids, settings = check_rows(model, prompt.input_ids, arguments)
+    evaluator = Evaluator(model, prompt.input_ids)
+    ids = evaluator.ids
     wanted = ids[-prompt.answer :]
     head = Head(model)
-    prefix_of = onepass.shared_prefixes(model, ids)
-    found = {}
-    for key, setting in settings.items():
+    answered = {}
+    for key, setting in evaluator.settings(arguments, one_pass=True).items():
         if len(ids) - 1 - setting.start < prompt.answer:
             raise ValueError(f"prune_after={setting.start} lies within the answer, which ends at token {len(ids)}")
-        states = onepass.final_states(model, ids, setting, prefix_of(setting), count=prompt.answer)
-        found[key] = bool((head(states).argmax(-1) == wanted).all())
-    return found
+        states = onepass.final_states(model, ids, setting, evaluator.prefix(setting), count=prompt.answer)
+        answered[key] = bool((head(states).argmax(-1) == wanted).all())
+    return answered

@@ -20,7 +20,8 @@ from torch import nn
 from knorm_core.cache import cache_argument, with_layers
 from knorm_core.compressor import l2_compress
 from knorm_core.counts import Eviction, cache_lengths, kept_count
-from knorm_core.setting import asked_to_compress, sliding_windows, text_config
+from knorm_core.methods.language_model import sliding_windows, text_config
+from knorm_core.setting import asked_to_compress
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

@@ -18,7 +18,8 @@ from knorm_core.latency.generation import Clock, Job, Prompt, Run, device_clock,
 from knorm_core.latency.quantity import Quantity, quantity
 from knorm_core.latency.rounds import Failure, run_rounds
 from knorm_core.methods.forward import private_copy
-from knorm_core.setting import NoEvictionError, UnsupportedModelError, asked_to_compress, check_input_ids, text_config
+from knorm_core.methods.language_model import check_input_ids, text_config
+from knorm_core.setting import NoEvictionError, UnsupportedModelError, asked_to_compress
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ def moving_attention(
     for first, last in pairwise([*steps, length]):
         if last <= start:
             continue
-        assert first >= start, "a pass begins at an eviction or before the first"
+        if first < start:
+            raise ValueError(f"a pass begins at an eviction or before the first, not at {start} of {list(steps)}")
         alive = (deaths[..., :first] > first).nonzero()[:, -1].view(*key.shape[:2], -1)
         keys = torch.cat([move(take(key, alive), alive), key[:, :, first:last]], dim=2)
         values = torch.cat([take(value, alive), value[:, :, first:last]], dim=2)

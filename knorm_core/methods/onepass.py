@@ -82,8 +82,7 @@ def run(
         watch: called with each layer's index and the deaths of its keys, as `layer_deaths` has them.
     """
     start = prefix.length if prefix else 0
-    if start == setting.seq_len - 1:
-        assert prefix is not None
+    if prefix and start == setting.seq_len - 1:
         return prefix.nll
     first = max(setting.first_scored - 1, start)  # the query that predicts the first token scored here
     targets = input_ids[..., first + 1 :]

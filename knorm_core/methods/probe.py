@@ -23,7 +23,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from knorm_core.cache import cache_argument, with_layers
 from knorm_core.methods.forward import copy_sharing_weights, private_copy, register_attention
-from knorm_core.setting import Setting, UnsupportedModelError, text_config
+from knorm_core.methods.language_model import text_config
+from knorm_core.methods.rotation import check_rotation, rotary_frequencies
+from knorm_core.setting import Setting, UnsupportedModelError
 
 #: Attention of one query to every key in the cache, as one pass has it; and by the model's own eager code.
 #: Neither takes a mask: of a cache in which everything is meant to be seen, transformers' masks hide some
@@ -31,9 +33,24 @@ from knorm_core.setting import Setting, UnsupportedModelError, text_config
 PLAIN, OWN = "knorm_plain", "knorm_own"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Support:
-    """How a model can be evaluated.
+    """What a model allows of one evaluation.
+
+    Attributes:
+        method: "onepass", "stepwise" or "refused".
+        reason: why one pass cannot serve it, or why neither method can; empty where one pass can.
+        attention: the attention implementation of the stepwise evaluation; None for the model's own.
+    """
+
+    method: str
+    reason: str = ""
+    attention: str | None = None
+
+
+@dataclass(frozen=True)
+class AttentionSupport:
+    """What a model's attention allows, whatever the text.
 
     Attributes:
         obstacle: why one pass cannot serve it; None if it can.
@@ -46,14 +63,29 @@ class Support:
 
 # Models whose use of position_ids has been seen.
 _positioned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_supports: weakref.WeakKeyDictionary[nn.Module, Support] = weakref.WeakKeyDictionary()
+_probed: weakref.WeakKeyDictionary[nn.Module, AttentionSupport] = weakref.WeakKeyDictionary()
 
 
-def support(model: nn.Module) -> Support:
-    """Find out how a model can be evaluated: one forward pass of one token, once per model."""
-    if model not in _supports:
-        _supports[model] = _probe(model)
-    return _supports[model]
+def support(model: nn.Module, setting: Setting) -> Support:
+    """What a model allows of this evaluation: the one place that is asked, before anything is evaluated."""
+    try:
+        if setting.positions == "rerotated":
+            check_rotation(model, rotary_frequencies(model))
+        check_positions_are_used(model)
+        obstacle = one_pass_obstacle(model, setting) if setting.compressor is None else ""
+        if obstacle is None and setting.method == "onepass":
+            return Support("onepass")
+        check_stepwise(model, setting)
+    except UnsupportedModelError as refusal:
+        return Support("refused", str(refusal))
+    return Support("stepwise", obstacle or "", attention_support(model).stepwise)
+
+
+def attention_support(model: nn.Module) -> AttentionSupport:
+    """What a model's attention allows: one forward pass of one token, once per model."""
+    if model not in _probed:
+        _probed[model] = _probe(model)
+    return _probed[model]
 
 
 def one_pass_obstacle(model: nn.Module, setting: Setting) -> str | None:
@@ -65,7 +97,7 @@ def one_pass_obstacle(model: nn.Module, setting: Setting) -> str | None:
             f"its rotary table changes beyond position {original} (longrope), and the text reaches {longest}: keys "
             f"cached before and after have different ones"
         )
-    return support(model).obstacle
+    return attention_support(model).obstacle
 
 
 @torch.inference_mode()
@@ -75,7 +107,7 @@ def check_stepwise(model: nn.Module, setting: Setting) -> None:
     Raises:
         UnsupportedModelError: with the reason.
     """
-    if support(model).stepwise is not None:
+    if attention_support(model).stepwise is not None:
         return
     name = type(model).__name__
     apart = setting.skip_layers | setting.sliding.keys()
@@ -147,7 +179,7 @@ _EAGER = "eager_attention_forward"
 
 
 @torch.inference_mode()
-def _probe(model: nn.Module) -> Support:
+def _probe(model: nn.Module) -> AttentionSupport:
     for name, forward in ((_PROBE, _compare), (PLAIN, plain_attention), (OWN, own_attention)):
         register_attention(name, forward)
     found = _Found()
@@ -163,10 +195,10 @@ def _probe(model: nn.Module) -> Support:
     layers = text_config(model).num_hidden_layers
     if found.layers != list(range(layers)):
         through = f"; {len(found.layers)} of its {layers} layers do" if found.layers else ""
-        return Support(f"its attention does not go through transformers' AttentionInterface{through}", None)
+        return AttentionSupport(f"its attention does not go through transformers' AttentionInterface{through}", None)
     if found.obstacle is None:
-        return Support(None, PLAIN)
-    return Support(found.obstacle, OWN if found.eager else None)
+        return AttentionSupport(None, PLAIN)
+    return AttentionSupport(found.obstacle, OWN if found.eager else None)
 
 
 def _compare(
@@ -233,7 +265,8 @@ def own_attention(
 ) -> tuple[torch.Tensor, Any]:
     """The same by the family's own eager code, which takes the softmax in float32."""
     eager = _eager_form(module)
-    assert eager is not None, "the probe has found it"
+    if eager is None:
+        raise UnsupportedModelError(f"{type(module).__name__} has no eager attention")
     return eager(module, query, key, value, None, **arguments)
 
 

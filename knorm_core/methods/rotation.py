@@ -15,7 +15,8 @@ from torch import nn
 
 from knorm_core.cache import cache_argument
 from knorm_core.methods.forward import private_copy
-from knorm_core.setting import UnsupportedModelError, text_config
+from knorm_core.methods.language_model import text_config
+from knorm_core.setting import UnsupportedModelError
 
 _ANGLE = 1e-3  # radians that a float32 table may be off at the positions probed
 

@@ -15,7 +15,7 @@ from torch import nn
 from knorm_core.cache import cache_argument, read_layers, take, with_layers
 from knorm_core.counts import Eviction, kept_count
 from knorm_core.methods.forward import copy_sharing_weights, private_copy, token_nll
-from knorm_core.methods.probe import check_equal_lengths, check_stepwise, support
+from knorm_core.methods.probe import check_equal_lengths
 from knorm_core.methods.rotation import rotary_frequencies, rotate
 from knorm_core.policies import survivors
 from knorm_core.setting import Setting
@@ -28,9 +28,16 @@ Evictions = tuple[tuple[Eviction, ...], ...]
 
 @torch.inference_mode()
 def run(
-    model: nn.Module, input_ids: torch.Tensor, setting: Setting, compressor: Callable[..., Any] | None = None
+    model: nn.Module, input_ids: torch.Tensor, setting: Setting, attention: str | None
 ) -> tuple[torch.Tensor, Evictions]:
     """Feed the text token by token, compressing as the setting says.
+
+    Args:
+        model: a causal language model of transformers.
+        input_ids: (n,), int64, on the model's device.
+        setting: what to evaluate.
+        attention: the attention implementation that `knorm_core.methods.probe.support` names; None for the
+            model's own.
 
     Returns:
         The negative log-likelihood of every scored token, float64 (scored,), and per layer the
@@ -41,12 +48,10 @@ def run(
     """
     from transformers import DynamicCache
 
-    check_stepwise(model, setting)
-    implementation = support(model).stepwise
-    model = private_copy(model, implementation) if implementation else copy_sharing_weights(model)
+    model = private_copy(model, attention) if attention else copy_sharing_weights(model)
     cache = DynamicCache(config=model.config) if setting.sliding else DynamicCache()
     frequencies = rotary_frequencies(model) if setting.positions == "rerotated" else None
-    compress = _with_callable(compressor, setting) if compressor else _Policy(setting, frequencies)
+    compress = _with_callable(setting.compressor, setting) if setting.compressor else _Policy(setting, frequencies)
     evictions: list[list[Eviction]] = [[] for _ in range(setting.layers)]
     losses = []
     for step in range(setting.seq_len - 1):
@@ -57,7 +62,7 @@ def run(
             for layer, (old, new) in enumerate(zip(before, _lengths(cache), strict=True)):
                 if new != old:
                     evictions[layer].append(Eviction(step, old, new))
-            if implementation is None:
+            if attention is None:
                 check_equal_lengths(model, _lengths(cache))
         position = _lengths(cache)[0] if setting.positions != "absolute" and step else step
         logits = model(
@@ -128,9 +133,11 @@ class _Policy:
 
 
 def _with_callable(compressor: Callable[..., Any], setting: Setting) -> Callable[[Any, int], Any]:
+    ratio = None if setting.keep_ratio is None else float(setting.keep_ratio)
+
     def compress(cache: Any, step: int) -> Any:
         compressed = compressor(
-            cache, keep_ratio=setting.keep_ratio, prune_after=setting.start, skip_layers=sorted(setting.skip_layers)
+            cache, keep_ratio=ratio, prune_after=setting.start, skip_layers=sorted(setting.skip_layers)
         )
         read_layers(compressed)  # a clear error where it did not return a cache
         return compressed

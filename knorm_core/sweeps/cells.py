@@ -7,13 +7,12 @@ the model. Two cells with equal inputs, in equal environments, give the same num
 from __future__ import annotations
 
 import hashlib
-import inspect
 import itertools
 import math
 import numbers
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ import torch
 from torch import nn
 
 from knorm_core.evaluation import Evaluation
-from knorm_core.evaluator import checked_rows, evaluate, falls_back, shared_rows
+from knorm_core.evaluator import Evaluator
 from knorm_core.inputs.models import ModelNotFoundError, load_model, model_folder, model_identity
 from knorm_core.inputs.texts import load_texts
-from knorm_core.setting import Setting
+from knorm_core.setting import Arguments
 
 # The folders whose sources decide numbers: the core, how it is computed, what goes in, and the experiments.
 _DECIDES = (".", "methods", "inputs", "experiments")
@@ -39,6 +38,9 @@ def code_files() -> list[Path]:
 
 # When this module is imported, as the others are: sources may be edited while a process runs on the old ones.
 _CODE = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in code_files())).hexdigest()
+
+
+_DEFAULTS = {field.name: field.default for field in fields(Arguments)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,7 @@ class Cell:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        Arguments.of(self.arguments)  # an argument that does not exist must not be looked up without it
         if self.arguments.get("compressor") is not None:
             raise TypeError(
                 f"compressor={self.arguments['compressor']!r} cannot go into a cell: results are found again by what "
@@ -82,16 +85,13 @@ class Cell:
 
     def inputs(self, environment: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides this cell's numbers, every argument among it whether given or not; see `inputs_of`."""
-        defaults = {
-            name: p.default for name, p in inspect.signature(evaluate).parameters.items() if p.kind is p.KEYWORD_ONLY
-        }
         return inputs_of(
             "evaluation",
             weights=self.weights,
             tokenizer=self.tokenizer,
             config=self.config,
             input_ids=self.input_ids,
-            settings={name: _plain(name, value) for name, value in {**defaults, **self.arguments}.items()},
+            settings={name: _plain(name, self.arguments.get(name, default)) for name, default in _DEFAULTS.items()},
             dtype=self.dtype,
             environment=environment,
         )
@@ -177,7 +177,7 @@ class Bench:
         self.loaded = 0
         self._given = model
         self._model: tuple[tuple[str, ...], nn.Module] | None = None
-        self._rows: tuple[nn.Module, torch.Tensor, Callable[[Setting], Evaluation]] | None = None
+        self._evaluator: Evaluator | None = None
         self._lock = threading.Lock()
 
     def __call__(self, cell: Cell) -> Evaluation:
@@ -189,19 +189,17 @@ class Bench:
         """
         with self._lock:
             model = self._given if self._given is not None else self._model_of(cell)
-            if cell.arguments.get("method", "onepass") != "onepass":
-                return evaluate(model, cell.input_ids, **cell.arguments)
-            ids, settings = checked_rows(model, cell.input_ids, {None: cell.arguments})
-            if self._rows is None or self._rows[0] is not model or not torch.equal(self._rows[1], ids):
-                self._rows = None  # before the next one takes memory
-                falls_back(model, settings.values(), stacklevel=2)
-                self._rows = (model, ids, shared_rows(model, ids))
-            return self._rows[2](settings[None])
+            evaluator = Evaluator(model, cell.input_ids)
+            last = self._evaluator
+            if last is not None and last.model is model and torch.equal(last.ids, evaluator.ids):
+                evaluator = last
+            self._evaluator = evaluator  # the last one, and its phase 1, go before the next one takes memory
+            return evaluator.run_shared(evaluator.setting(cell.arguments))
 
     def _model_of(self, cell: Cell) -> nn.Module:
         key = (cell.model, cell.weights, cell.config, cell.dtype, cell.device)
         if self._model is None or self._model[0] != key:
-            self._model = self._rows = None
+            self._model = self._evaluator = None
             folder = model_folder(cell.model)
             here = model_identity(cell.model, folder)
             pairs = (("weights", here.weights, cell.weights), ("a configuration", here.config, cell.config))

@@ -99,7 +99,7 @@ def test_a_tables_schedules_are_worked_out_once_a_row_not_once_a_layer(monkeypat
     ratios = []
 
     def counted(seq_len, prune_after, keep_ratio, **when):
-        ratios.append(keep_ratio)
+        ratios.append(float(keep_ratio))
         return eviction_schedule(seq_len, prune_after, keep_ratio, **when)
 
     monkeypatch.setattr(setting_module, "eviction_schedule", counted)

@@ -19,7 +19,7 @@ from knorm_core import (
     l2_compress,
 )
 from knorm_core.experiments.divergence import divergence
-from knorm_core.methods.probe import support
+from knorm_core.methods.probe import attention_support
 from suites.core.test_methods_agree import assert_equal, questions
 from suites.families import FAMILIES, FULL, PROMISED, SLIDING, SLOW, random_ids, tiny_model
 
@@ -285,7 +285,7 @@ def test_attention_with_a_scale_of_its_own_is_found_out():
     _, arguments = FAMILIES["gpt2"]
     config = transformers.GPT2Config(**arguments, scale_attn_by_inverse_layer_idx=True)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    obstacle = support(model).obstacle
+    obstacle = attention_support(model).obstacle
     assert obstacle == (None if transformers.__version__ >= "5" else "layer 1 is not plain attention")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SlowFallbackWarning)

@@ -13,7 +13,7 @@ from knorm_core.latency import ColdStart, Contexts, Latency, measure_cold_start,
 from knorm_core.latency.claim import EXPLAINED, REFUTED, REPRODUCED
 from knorm_core.latency.records import cold_start_records, contexts_record, latency_record
 from knorm_core.latency.tables import cold_start_tables, contexts_table, latency_table
-from knorm_core.setting import text_config
+from knorm_core.methods.language_model import text_config
 from suites.latency.conftest import timed_dtype
 
 pytestmark = pytest.mark.latency
