@@ -18,7 +18,8 @@ from knorm_core.setting import SlowFallbackWarning
 from knorm_core.sweeps.cells import Cell, environment, inputs_of
 from knorm_core.sweeps.cluster import ClusterError
 from knorm_core.sweeps.codec import Codec, remember
-from knorm_core.sweeps.run import Outcome, run_cells, shown
+from knorm_core.sweeps.outcome import Outcome
+from knorm_core.sweeps.run import run_cells, shown
 from knorm_core.sweeps.store import Store, store_of
 
 _TALLY = "knorm_results"

@@ -154,13 +154,43 @@ def versions() -> dict[str, str]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What decides numbers besides a cell: code, processor, and threads."""
+    """What decides numbers besides a cell: code, processor, threads, and torch's switches for the whole process."""
     kind = torch.device(device).type
     if kind == "cuda":
         kind = torch.cuda.get_device_name(device)
     elif kind == "cpu":
         kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
-    return {**versions(), "device": kind, "threads": torch.get_num_threads()}
+    return {**versions(), "device": kind, "threads": torch.get_num_threads(), "switches": switches(device)}
+
+
+def switches(device: str) -> dict[str, Any]:
+    """Every switch of torch for the whole process or thread that changes a number."""
+    kind = torch.device(device).type
+    values: dict[str, Any] = {
+        "autocast": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "off",
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "mkldnn": [torch.backends.mkldnn.enabled, _float32_products(torch.backends.mkldnn)],
+        "attention": [
+            torch.backends.cuda.math_sdp_enabled(),
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+        ],
+    }
+    if kind == "cuda":
+        products = torch.backends.cuda.matmul
+        values["reduced_precision"] = [
+            _float32_products(torch.backends.cuda),
+            products.allow_fp16_reduced_precision_reduction,
+            products.allow_bf16_reduced_precision_reduction,
+        ]
+    return values
+
+
+def _float32_products(backend: Any) -> Any:
+    """How precise a backend's float32 matrix products are; torch 2.9 gave the switch another name."""
+    products = getattr(backend, "matmul", None)
+    return getattr(products, "fp32_precision", None) or getattr(products, "allow_tf32", None)
 
 
 class Bench:

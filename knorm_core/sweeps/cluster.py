@@ -21,7 +21,7 @@ import torch
 
 from knorm_core.evaluation import Evaluation
 from knorm_core.sweeps.cells import Bench, Cell, environment, versions
-from knorm_core.sweeps.run import Outcome, keep, look_up
+from knorm_core.sweeps.outcome import Outcome, keep, look_up
 from knorm_core.sweeps.store import Store, canonical
 
 if TYPE_CHECKING:

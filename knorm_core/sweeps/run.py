@@ -4,45 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import IO, Any
+from collections.abc import Iterable, Iterator
+from typing import IO
 
 from torch import nn
 
-from knorm_core.evaluation import Evaluation
 from knorm_core.sweeps.cells import Bench, Cell, environment
-from knorm_core.sweeps.codec import EVALUATION
+from knorm_core.sweeps.outcome import Outcome, keep, look_up
 from knorm_core.sweeps.store import Store
 
 _LINE_EVERY = 10.0  # seconds, where progress is shown as lines
-
-
-class CellFailedError(RuntimeError):
-    """A cell has no result; the message names it and says why."""
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What became of a cell: an evaluation, or the error that it ended with.
-
-    ``stored`` says when the evaluation was computed (ISO 8601, UTC) where it was found in the store.
-    """
-
-    cell: Cell
-    evaluation: Evaluation | None = None
-    error: BaseException | None = None
-    stored: str | None = None
-
-    def result(self) -> Evaluation:
-        """The evaluation.
-
-        Raises:
-            CellFailedError: there is none.
-        """
-        if self.evaluation is None:
-            raise CellFailedError(f"{self.cell}: {type(self.error).__name__}: {self.error}") from self.error
-        return self.evaluation
 
 
 def run_cells(
@@ -52,7 +23,7 @@ def run_cells(
     scheduler: str | None = None,
     model: nn.Module | None = None,
 ) -> Iterator[Outcome]:
-    """Evaluate every cell; hand on each outcome as it comes, by then stored.
+    """Evaluate every cell; yield each outcome as it arrives, already stored.
 
     In this process, neighbouring cells of one text share phase 1, and those that are the same by definition
     share everything, as in `evaluate_rows`. A cell that fails does not stop the others. Stopped at any
@@ -63,7 +34,7 @@ def run_cells(
         store: where to look results up and to put them.
         scheduler: address of a Dask scheduler (``tcp://…``) whose workers are to do the work; see
             `knorm_core.sweeps.cluster`. Outcomes then come in the order of their completion.
-        model: what all cells mean by their model's name, where it is loaded already (in this process).
+        model: a loaded model to use for every cell (in this process).
 
     Raises:
         ClusterError: there is no such scheduler, or none of its workers would give the same numbers.
@@ -83,21 +54,6 @@ def run_cells(
         except Exception as error:
             outcome = Outcome(cell, error=error)
         yield outcome
-
-
-def look_up(cell: Cell, store: Store | None, environments: Iterable[Mapping[str, Any]]) -> Outcome | None:
-    """The outcome that is stored for a cell, computed in any of some environments."""
-    if store is None:
-        return None
-    found = store.get(str(cell), *map(cell.inputs, environments), decode=EVALUATION.of_bytes)
-    return None if found is None else Outcome(cell, found.value, stored=found.computed)
-
-
-def keep(cell: Cell, store: Store | None, around: Mapping[str, Any], evaluation: Evaluation) -> Outcome:
-    """Store what was computed in the environment ``around``."""
-    if store is not None:
-        store.put(str(cell), cell.inputs(around), *EVALUATION.to_bytes(evaluation))
-    return Outcome(cell, evaluation)
 
 
 def shown(outcomes: Iterable[Outcome], total: int, file: IO[str]) -> Iterator[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -25,7 +26,8 @@ from knorm_core.experiments.precision import evaluate_choices
 from knorm_core.inputs.models import ModelNotFoundError, load_model, model_identity
 from knorm_core.sweeps.cells import Bench, code_files, environment, sweep_cells
 from knorm_core.sweeps.codec import EVALUATION, each, remember
-from knorm_core.sweeps.run import CellFailedError, run_cells, shown
+from knorm_core.sweeps.outcome import CellFailedError
+from knorm_core.sweeps.run import run_cells, shown
 from knorm_core.sweeps.store import Store, canonical
 from suites.families import random_ids, tiny_model
 
@@ -154,8 +156,8 @@ def test_every_input_changes_the_key(cells_of):
     ]  # fmt: skip
     texts = [canonical(other.inputs(around)) for other in others]
     texts += [canonical(cell.inputs({**around, name: "other"})) for name in around]
-    assert set(around) == {"knorm_core", "torch", "transformers", "device", "threads"}
-    assert len(set(texts)) == len(texts) == 16 + 7
+    assert set(around) == {"knorm_core", "torch", "transformers", "device", "threads", "switches"}
+    assert len(set(texts)) == len(texts) == 16 + 8
 
 
 def test_names_and_defaults_do_not_change_the_key(cells_of):
@@ -164,6 +166,29 @@ def test_names_and_defaults_do_not_change_the_key(cells_of):
         cell, model="elsewhere", text="renamed", arguments={"policy": "low_norm", "skip_layers": (), "keep_ratio": 0.5}
     )
     assert canonical(moved.inputs({})) == canonical(cell.inputs({}))
+
+
+@contextlib.contextmanager
+def low_matmul_precision():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    "switched", [low_matmul_precision, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["matmul", "autocast"]
+)
+def test_what_was_computed_under_another_switch_of_torch_is_not_looked_up(switched, cells_of, tiny, tmp_path):
+    store = Store(tmp_path / "results.sqlite")
+    list(run_cells(cells_of([{"keep_ratio": 0.5}]), store=store, model=tiny))
+    with switched():
+        [outcome] = run_cells(cells_of([{"keep_ratio": 0.5}]), store=store, model=tiny)
+        assert outcome.stored is None
+    [outcome] = run_cells(cells_of([{"keep_ratio": 0.5}]), store=store, model=tiny)
+    assert outcome.stored is not None
 
 
 def test_threads_are_part_of_the_environment():

@@ -1,0 +1,54 @@
+"""What became of a cell, found in the store or put there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from knorm_core.evaluation import Evaluation
+from knorm_core.sweeps.cells import Cell
+from knorm_core.sweeps.codec import EVALUATION
+from knorm_core.sweeps.store import Store
+
+
+class CellFailedError(RuntimeError):
+    """A cell has no result; the message names it and says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of a cell: an evaluation, or the error that it ended with.
+
+    ``stored`` says when the evaluation was computed (ISO 8601, UTC) where it was found in the store.
+    """
+
+    cell: Cell
+    evaluation: Evaluation | None = None
+    error: BaseException | None = None
+    stored: str | None = None
+
+    def result(self) -> Evaluation:
+        """The evaluation.
+
+        Raises:
+            CellFailedError: there is none.
+        """
+        if self.evaluation is None:
+            raise CellFailedError(f"{self.cell}: {type(self.error).__name__}: {self.error}") from self.error
+        return self.evaluation
+
+
+def look_up(cell: Cell, store: Store | None, environments: Iterable[Mapping[str, Any]]) -> Outcome | None:
+    """The outcome that is stored for a cell, computed in any of some environments."""
+    if store is None:
+        return None
+    found = store.get(str(cell), *map(cell.inputs, environments), decode=EVALUATION.of_bytes)
+    return None if found is None else Outcome(cell, found.value, stored=found.computed)
+
+
+def keep(cell: Cell, store: Store | None, around: Mapping[str, Any], evaluation: Evaluation) -> Outcome:
+    """Store what was computed in the environment ``around``."""
+    if store is not None:
+        store.put(str(cell), cell.inputs(around), *EVALUATION.to_bytes(evaluation))
+    return Outcome(cell, evaluation)
