@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -49,6 +50,7 @@ _COLUMNS = "key, name, inputs, computed, facts, tensors, sha256"
 _INTO_RESULTS = f"INTO results ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 _PATIENCE = 60.0  # seconds to wait for another run's write
+_TRIES, _PAUSE = 200, 0.02  # of an access during which the file is deleted or replaced; seconds between two
 _LARGEST = 1 << 30  # bytes of one entry; a damaged length must not ask for more memory
 _DIGITS = 3  # of a key: what a damaged file has is read in 16 ** _DIGITS ranges
 # Result codes of SQLite that mean damage: a malformed page, no database at all, a length beyond all limits.
@@ -159,7 +161,9 @@ class Store:
         return self._with_file(action)
 
     def _with_file(self, action: Callable[[sqlite3.Connection], Value]) -> Value:
-        while True:  # until it was done in the file that is there afterwards: another run may replace a damaged one
+        # Until it was done in the file that is there afterwards: another run may replace a damaged one, and anybody
+        # may delete it, with the journal of a write that is under way.
+        for remaining in reversed(range(_TRIES)):
             opened = _which(self.path)
             try:
                 with closing(_open(self.path)) as file:
@@ -167,12 +171,15 @@ class Store:
                         _check(file)
                         self._checked = True
                     value = action(file)
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_DBMOVED:
+            except (sqlite3.Error, _DamagedError) as error:
+                gone = _which(self.path) != opened or _is_gone(error, self.path)
+                if not (gone and remaining):
                     raise
-                continue
-            if opened is None or _which(self.path) == opened:
-                return value
+            else:
+                if opened is None or _which(self.path) == opened:
+                    return value
+            time.sleep(_PAUSE)
+        raise OSError(f"it was deleted {_TRIES} times while something was stored")
 
     def _replace(self, error: Exception) -> None:
         """Put a new file with what is whole of a damaged one in its place, in one step, and keep the damaged one.
@@ -239,6 +246,8 @@ def _open(path: Path) -> sqlite3.Connection:
                 f"PRAGMA application_id={_APPLICATION}; PRAGMA user_version={_SCHEMA}; COMMIT"
             )
             mark = _mark(file)
+        if mark[:2] == (0, 0) and _TABLE.encode() in mark[2]:
+            raise _DamagedError("it was deleted while it was made")
         if mark[:2] != (_APPLICATION, _SCHEMA):
             raise _ForeignError(
                 f"it is not a store of this knorm (application id {mark[0]:#x}, schema {mark[1]}; "
@@ -389,6 +398,14 @@ def _sha256(content: bytes) -> str:
 
 def _is_damage(error: Exception) -> bool:
     return isinstance(error, _DamagedError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+def _is_gone(error: Exception, path: Path) -> bool:
+    """Whether the file, or the journal of a write, was deleted in the middle of an access."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code & 0xFF == sqlite3.SQLITE_IOERR:
+        return bool(code != sqlite3.SQLITE_IOERR_WRITE)  # which a full disk gives
+    return code & 0xFF == sqlite3.SQLITE_READONLY and os.access(path.parent, os.W_OK)
 
 
 def _reason(error: Exception) -> str:

@@ -48,6 +48,10 @@ class Process:
         """Until it has told something, or has ended: on a busy machine a process may take long to begin."""
         select.select([self._read], [], [])
 
+    def has_told(self) -> bool:
+        """Whether it has told something, or has ended."""
+        return bool(select.select([self._read], [], [], 0)[0])
+
     def kill(self, after: float) -> None:
         """Kill it ``after`` seconds from now; it may have ended by then."""
         time.sleep(after)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from knorm_core.sweeps import store as store_module
 from knorm_core.sweeps.store import Store, StoreWarning, canonical, store_of
-from suites.kills_and_damage.killed import killed_at
+from suites.kills_and_damage.killed import Process, killed_at
 
 pytestmark = pytest.mark.fast
 
@@ -366,6 +366,23 @@ def test_runs_at_once_lose_nothing_of_each_other_even_when_they_find_the_store_d
     errors = [writer.communicate(timeout=60)[1] for writer in writers]
     assert sum("Moved to" in error for error in errors) == 1, errors
     assert [get(store, number) for number in range(30)] == [value(number) for number in range(30)]
+
+
+def test_a_store_that_is_deleted_again_and_again_goes_on_storing(store):
+    def write(tell):
+        _, sentences = quietly(put, store, *range(40))
+        tell(len(sentences) + 1000 * store._writes)
+
+    writers = [Process(write) for _ in range(4)]
+    running = list(writers)
+    while running:
+        for path in (store.path, Path(f"{store.path}-journal")):
+            path.unlink(missing_ok=True)
+        time.sleep(0.01)
+        running = [writer for writer in running if not writer.has_told()]
+    assert [writer.end() for writer in writers] == [(0, [1000])] * 4
+    put(store, 1)
+    assert get(Store(store.path), 1) == value(1)
 
 
 def test_what_was_stored_before_a_kill_is_there_after_it(store):
