@@ -5,22 +5,28 @@ core (``dask worker ADDRESS --nworkers -1 --nthreads 1``). A cell whose worker d
 A worker whose torch, transformers or knorm is not that of the client gets no cells, since its numbers would
 not be the same. Results go to the client, and into its store, as they come; workers need no common folder
 but that of the models.
+
+Results travel as JSON and safetensors, which are read and never run. Dask itself, though, carries functions and
+errors as pickles: whoever may use a scheduler can run code on its workers and on its clients, so join one only
+where you trust all who can reach it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
+import json
 import queue
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from knorm_core.evaluation import Evaluation
 from knorm_core.sweeps.cells import Bench, Cell, environment, versions
+from knorm_core.sweeps.codec import EVALUATION
 from knorm_core.sweeps.outcome import Outcome, keep, look_up
 from knorm_core.sweeps.store import Store, canonical
 
@@ -48,6 +54,17 @@ class Done(NamedTuple):
     evaluation: Evaluation
     around: dict[str, Any]
 
+    def message(self) -> dict[str, Any]:
+        """What travels: JSON as text, and safetensors."""
+        facts, tensors = EVALUATION.to_bytes(self.evaluation)
+        return {"json": json.dumps({"facts": facts, "around": self.around}), "tensors": tensors}
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> Done:
+        """The inverse of `message`; whatever else it is given raises, and is not run."""
+        content = json.loads(message["json"])
+        return cls(EVALUATION.of_bytes(content["facts"], message["tensors"]), dict(content["around"]))
+
 
 class Refused(NamedTuple):
     """A worker that is not to compute, and why."""
@@ -56,7 +73,7 @@ class Refused(NamedTuple):
     why: str
 
 
-def evaluate_here(cell: Cell, wanted: Mapping[str, str]) -> Done | Refused:
+def evaluate_here(cell: Cell, wanted: Mapping[str, str]) -> dict[str, Any] | Refused:
     """Evaluate a cell on this worker, if its versions are the client's."""
     from distributed import get_worker
 
@@ -66,10 +83,10 @@ def evaluate_here(cell: Cell, wanted: Mapping[str, str]) -> Done | Refused:
     worker = get_worker()
     if why:
         return Refused(worker.address, why)
-    done = Done(_bench(cell), around)
+    done = Done(_bench(cell), around).message()
     # Goes out ahead of Dask's own word that the task is done: a result that still lies with a worker when it
     # dies would be computed again.
-    worker.log_event(_TOPIC, {"task": worker.get_current_task(), "done": pickle.dumps(done)})
+    worker.log_event(_TOPIC, {"task": worker.get_current_task(), **done})
     return done
 
 
@@ -159,8 +176,8 @@ class _Crew:
         self.times: Counter[str] = Counter()
         self.asked: dict[str, tuple[str, Cell]] = {}  # by Dask's key of the task, as the next two
         self.futures: dict[str, Future[Any]] = {}
-        self.told: dict[str, Done] = {}
-        self.news: queue.SimpleQueue[str] = queue.SimpleQueue()  # tasks that have been told, or have ended
+        self.done: dict[str, Done] = {}
+        self.news: queue.SimpleQueue[str] = queue.SimpleQueue()  # tasks that are done, or have ended
         client.subscribe_topic(_TOPIC, self._hear)
         self.environments: dict[str, list[dict[str, Any]]] = {device: [] for device in devices}
         client.wait_for_workers(1)  # what is stored can only be looked up once their environment is known
@@ -205,9 +222,11 @@ class _Crew:
     async def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
         """Take what a worker hands over; Dask need not keep it then, nor compute it again when the worker dies."""
         _, message = event
-        task = message["task"]
+        task = message.get("task") if isinstance(message, dict) else None
         if task in self.asked:
-            self.told[task] = pickle.loads(message["done"])
+            with suppress(Exception):  # anybody can post to the topic, anything
+                self.done[task] = Done.of(message)
+        if task in self.done:
             self.news.put(task)
             if task in self.futures:
                 await self.client.cancel([self.futures[task]], asynchronous=True)
@@ -222,8 +241,8 @@ class _Crew:
             waiting.remove(task)
             key, cell = self.asked[task]
             future = self.futures.pop(task)
-            if task in self.told:
-                yield key, self.told.pop(task)
+            if task in self.done:
+                yield key, self.done.pop(task)
             elif future.cancelled():
                 raise ClusterError(
                     "the scheduler is gone; what was done is stored, and the same command goes on from there"
@@ -234,7 +253,7 @@ class _Crew:
                 self.refuse(result)
                 waiting.add(self.ask(key, cell))
             else:
-                yield key, result
+                yield key, Done.of(result)
 
     def _others(self) -> list[str]:
         return [worker for worker in self.client.nthreads() if worker not in self.refused]
@@ -244,7 +263,7 @@ def _client(address: str) -> Client:
     try:
         from distributed import Client
     except ImportError:
-        raise ClusterError("a scheduler needs Dask: pip install 'knorm[dask]'") from None
+        raise ClusterError("a scheduler needs Dask: pip install dask distributed") from None
     try:
         return Client(address, set_as_default=False)
     except (OSError, ValueError) as error:

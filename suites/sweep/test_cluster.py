@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from knorm_core.sweeps.store import Store, canonical
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
-distributed = pytest.importorskip("distributed", reason="needs pip install 'knorm[dask]'")
+distributed = pytest.importorskip("distributed", reason="needs pip install dask distributed")
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -92,6 +93,28 @@ def check_same(outcomes, cells, model):
     assert len(outcomes) == len(cells)
     for outcome in outcomes:
         assert equal(outcome.result(), expected.pop(outcome.cell))
+
+
+class Harm:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_what_another_client_posts_among_the_results_is_never_run(cluster, cells_of, loaded, tmp_path):
+    cells = cells_of(SLOW)
+    harm = pickle.dumps(Harm(tmp_path / "ran"))
+    coming = run_cells(cells, scheduler=cluster.scheduler_address)
+    first = next(coming)
+    for cell in cells:
+        task = f"knorm-{hashlib.sha256(canonical(cell.inputs(versions())).encode()).hexdigest()}-1"
+        for content in ({"done": harm}, {"json": "{}", "tensors": harm}, {"json": harm, "tensors": harm}):
+            cluster.client.log_event("knorm", {"task": task, **content})
+    cluster.client.log_event("knorm", "no message")
+    check_same([first, *coming], cells, loaded)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_workers_give_the_same_numbers_load_a_model_once_and_store_what_they_did(cluster, cells_of, loaded, tmp_path):
