@@ -1,5 +1,10 @@
 """Fixtures and markers of this repository's own suites."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import settings
 
@@ -10,3 +15,25 @@ torch.set_num_threads(1)
 
 settings.register_profile("knorm", deadline=None, derandomize=True, database=None)
 settings.load_profile("knorm")
+
+SUITES = Path(__file__).parent / "suites"
+NOT_A_PLACE = {"parametrize", "skip", "skipif", "usefixtures", "xdist_group"}  # marks that say nothing of where
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Doctests run on every commit. Every other test of the suites says by a marker where it runs."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker("fast")
+        elif item.path.is_relative_to(SUITES):
+            markers = {mark.name for mark in item.iter_markers()} - {
+                "xdist_group",
+                "parametrize",
+                "skipif",
+                "usefixtures",
+            }
+            if not markers:
+                raise pytest.UsageError(f"{item.nodeid} has no marker, so nothing would run it: mark it fast or full")
+            if {"fast", "full"} <= markers:
+                raise pytest.UsageError(f"{item.nodeid} is marked fast and full: it runs on every commit or in CI")

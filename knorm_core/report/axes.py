@@ -45,8 +45,10 @@ def multiples_axis(ax: Axes, limits: tuple[float, float], label: str, *, axis: s
 
 def log_ticks(limits: tuple[float, float]) -> list[float]:
     """
-    >>> log_ticks((0.9, 2.4)), log_ticks((0.9, 8)), log_ticks((0.9, 14)), log_ticks((0.9, 1e9))[-1]
-    ([1.0, 1.5, 2.0], [1.0, 1.5, 2.0, 3.0, 5.0, 7.0], [1.0, 2.0, 5.0, 10.0], 1000000000.0)
+    >>> log_ticks((0.9, 2.4)), log_ticks((0.9, 8))
+    ([1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0], [1.0, 1.5, 2.0, 3.0, 5.0, 7.0])
+    >>> log_ticks((0.9, 30)), log_ticks((0.9, 1e9))
+    ([1.0, 2.0, 5.0, 10.0, 20.0], [1.0, 100.0, 10000.0, 1000000.0, 100000000.0])
     """
     low, high = limits
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

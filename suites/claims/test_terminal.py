@@ -116,7 +116,7 @@ def test_a_run_that_measured_something_ends_with_the_verdicts_and_then_where_the
     assert [v.verdict for v in judged if v.id == "report-512-tops-out-at-511"] == ["reproduced"]
 
 
-@pytest.mark.golden
+@pytest.mark.full  # a pytest run of its own, with workers
 def test_verdicts_need_no_report_and_work_with_xdist(project):
     result = project("-n", "2")
     result.assert_outcomes(passed=2)

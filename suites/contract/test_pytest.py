@@ -16,8 +16,6 @@ from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS, parametrize
 from knorm_core.contract.evaluators import knorm_onepass
 from knorm_core.contract.plugin import named
 
-pytestmark = pytest.mark.fast
-
 README = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -55,6 +53,7 @@ def run_pytest(folder: Path, *arguments: str) -> Any:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.full  # a pytest run of its own
 def test_options_and_decorators_work_in_a_foreign_folder(tmp_path: Path) -> None:
     (tmp_path / "mypkg.py").write_text("from knorm_core import l2_compress as my_compress\n")
     (tmp_path / "myeval.py").write_text("from knorm_core.contract.evaluators import knorm_onepass as my_losses\n")
@@ -87,6 +86,7 @@ def test_options_and_decorators_work_in_a_foreign_folder(tmp_path: Path) -> None
     assert outcomes("PASSED", "test_example_1.py::test_contract[knorm_onepass-ratio_one_is_the_plain_loss]")
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     "example",
     [example for example in EXAMPLES if "def test_" not in example],
@@ -99,6 +99,7 @@ def test_the_other_examples_of_the_readme_run(example: str, monkeypatch: pytest.
         exec(example, {})
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -114,17 +115,20 @@ def test_a_name_that_leads_nowhere_is_a_usage_error(name: str, says: str) -> Non
         named(config, "--knorm-compressor")
 
 
+@pytest.mark.fast
 def test_expecting_a_check_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(ValueError, match="xfail names 'no_such_check'"):
         parametrize_with_checks(l2_compress, xfail={"no_such_check": "a typing error"})
 
 
+@pytest.mark.fast
 def test_the_readme_lists_every_check_and_its_promise() -> None:
     table = [f"| `{check.name}` | {check.promise} |" for check in COMPRESSOR_CHECKS + EVALUATOR_CHECKS]
     missing = [row for row in table if row not in README]
     assert not missing, "\n".join(missing)
 
 
+@pytest.mark.fast
 def test_the_plugin_does_not_import_torch() -> None:
     code = "import sys, knorm_core.contract.plugin; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

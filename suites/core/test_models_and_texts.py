@@ -7,12 +7,8 @@ import functools
 import gc
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -168,34 +164,6 @@ def test_a_wrong_gguf_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(models_module, "_GGUF_SHA256", "0" * 64)
     with pytest.raises(ModelNotFoundError, match="not the pinned 0000"):
         load_model()
-
-
-def test_a_conversion_killed_half_way_leaves_nothing_that_looks_done(tmp_path):
-    # Slowed down after the weights are written into the unfinished folder, and killed there.
-    code = (
-        "import time, knorm_core.inputs.models as m\n"
-        "def slow(gguf, folder):\n"
-        "    (folder / 'model.safetensors').write_bytes(b'half')\n"
-        "    print('half', flush=True)\n"
-        "    time.sleep(60)\n"
-        "m._convert = slow\n"
-        "m.convert_embedded()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "KNORM_CACHE": str(tmp_path)}, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"half\n"
-    process.kill()
-    process.communicate()
-    assert not list(tmp_path.glob("smollm2*/model.safetensors"))
-    with pytest.MonkeyPatch.context() as patch:  # and the next one is not in its way
-        patch.setenv("KNORM_CACHE", str(tmp_path))
-        patch.setattr(models_module, "_convert", lambda gguf, folder: (folder / "model.safetensors").write_bytes(b"x"))
-        started = time.monotonic()
-        with pytest.raises(ModelNotFoundError, match="not the pinned"):
-            models_module.convert_embedded()
-        assert time.monotonic() - started < 30
 
 
 def test_embedded_texts_have_the_promised_lengths(embedded_model):

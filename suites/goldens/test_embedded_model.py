@@ -71,10 +71,10 @@ def test_keep_ratio_one_is_the_models_own_loss(tables, samples, embedded_model):
     assert row.ppl == pytest.approx(float(plain.mean().exp()), rel=1e-6)
 
 
-# The oracle of the other rows: the definition, token by token on a real cache. A stretch of a text on
-# every commit, the whole text with the other goldens (20 s each).
+# The oracle of the other rows: the definition, token by token on a real cache. A stretch of a text in the
+# full suite (5 s), the whole text with the other goldens (20 s each).
 STRETCHES = [
-    pytest.param("cache", 64, marks=pytest.mark.fast),
+    pytest.param("cache", 64, marks=pytest.mark.full),
     ("cache", None),
     ("absolute", None),
 ]
@@ -90,8 +90,14 @@ def test_one_pass_equals_stepwise_on_a_real_text(mode, tokens, samples, embedded
     assert onepass.evictions == stepwise.evictions
 
 
-@pytest.mark.fast
-@pytest.mark.parametrize("direction", [1, -1, 0], ids=["up", "down", "mixed"])
+@pytest.mark.parametrize(
+    "direction",
+    [
+        pytest.param(1, id="up", marks=pytest.mark.full),
+        pytest.param(-1, id="down", marks=pytest.mark.full),
+        pytest.param(0, id="mixed", marks=pytest.mark.fast),
+    ],
+)
 def test_one_ulp_of_the_rotary_tables_moves_nothing(direction, tables, samples, embedded_model):
     # Other libraries' sine and cosine may differ in the last bit; who survives must not depend on it.
     with ulp_noise(embedded_model.model.model.rotary_emb, direction):

@@ -21,11 +21,12 @@ if TEST_DEVICE == elsewhere.NAME:
     elsewhere.install()
 
 
+HAS_DEVICE = TEST_DEVICE != "cuda" or torch.cuda.is_available()
+
 pytestmark = [
-    pytest.mark.fast,
-    pytest.mark.skipif(
-        TEST_DEVICE == "cuda" and not torch.cuda.is_available(), reason="torch sees no CUDA device on this machine"
-    ),
+    pytest.mark.gpu,
+    pytest.mark.skipif(not HAS_DEVICE, reason="torch sees no CUDA device on this machine"),
+    *([pytest.mark.fast] if HAS_DEVICE else []),
 ]
 
 methods = pytest.mark.parametrize("method", ["onepass", "stepwise"])

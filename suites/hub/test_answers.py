@@ -1,6 +1,6 @@
 """Whatever the hub answers: the files, whole and as they should be, or one sentence that says what to do.
 
-One process asks for everything here, so that this can run on every commit.
+One process asks for everything here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from suites.hub import content, processes
 from suites.hub.content import PG19, PYTHIA, WIKITEXT
 from suites.hub.stand_in import Repository, StandIn, dropped, flipped, sha256, silent, status
 
-pytestmark = [pytest.mark.fast, pytest.mark.hub, pytest.mark.xdist_group("hub")]
+pytestmark = [pytest.mark.full, pytest.mark.hub, pytest.mark.xdist_group("hub")]
 
 ASK = """
 import json, sys

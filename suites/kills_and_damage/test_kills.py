@@ -26,7 +26,7 @@ pytestmark = pytest.mark.xdist_group("kills")
 
 ROOT = Path(__file__).parents[2]
 
-few, many = pytest.mark.fast, pytest.mark.faults_injected
+few, many = pytest.mark.full, pytest.mark.faults_injected
 
 
 # --- the store
@@ -169,7 +169,7 @@ def read_files(folder):
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.fast
+@pytest.mark.full
 @pytest.mark.faults_injected
 def test_moving_killed_in_front_of_any_change_is_finished_by_the_next_run_or_had_not_begun(tmp_path):
     change, outcomes, dies = 0, [], True

@@ -13,7 +13,7 @@ from knorm_core.sweeps.store import Store, StoreWarning, store_of
 from suites.core.test_paths import NAMES, REPEATED, TOO_LONG
 from suites.kills_and_damage.project import run_pytest, write_files
 
-pytestmark = [pytest.mark.fast, pytest.mark.faults_injected, pytest.mark.xdist_group("kills")]
+pytestmark = [pytest.mark.full, pytest.mark.faults_injected, pytest.mark.xdist_group("kills")]
 
 CONFTEST = 'pytest_plugins = ["knorm_core.plugin"]'
 NOT_UTF8 = pytest.param(

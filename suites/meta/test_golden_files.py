@@ -14,8 +14,7 @@ import pytest
 
 from knorm_core.plugin.golden import _other_shape, _read_or_none
 
-# A pytest run of its own per step: three of them on every commit, the others with the goldens.
-pytestmark = pytest.mark.golden
+PYTEST_RUNS = pytest.mark.full  # a pytest run of its own per step
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +66,7 @@ def files(project):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.fast
+@PYTEST_RUNS
 def test_a_missing_baseline_fails_and_names_the_command_that_makes_it(project):
     result = project(VALUE="20")
     assert result.returncode == 1
@@ -76,6 +75,7 @@ def test_a_missing_baseline_fails_and_names_the_command_that_makes_it(project):
     assert files(project) == {}
 
 
+@PYTEST_RUNS
 def test_a_missing_baseline_is_skipped_where_that_was_asked_for(project):
     result = project("-k", "numbers", "-rs", "--knorm-missing-baseline", "skip", VALUE="20")
     assert result.returncode == 0
@@ -83,6 +83,7 @@ def test_a_missing_baseline_is_skipped_where_that_was_asked_for(project):
     assert files(project) == {}
 
 
+@PYTEST_RUNS
 def test_one_flag_regenerates_numbers_and_text_and_passes_and_prints_what_changed(project):
     made = project("--force-regen", VALUE="20")
     assert made.returncode == 0, made.stdout
@@ -97,6 +98,7 @@ def test_one_flag_regenerates_numbers_and_text_and_passes_and_prints_what_change
     assert "regenerated, nothing changed" in unchanged.stdout
 
 
+@PYTEST_RUNS
 def test_a_changed_number_fails_beyond_the_tolerance_and_not_within(project):
     project("--force-regen", VALUE="20")
     before = files(project)
@@ -109,6 +111,7 @@ def test_a_changed_number_fails_beyond_the_tolerance_and_not_within(project):
     assert files(project) == before
 
 
+@PYTEST_RUNS
 def test_a_changed_text_is_told_apart_from_a_changed_number(project):
     project("--force-regen", VALUE="20")
     result = project("-k", "numbers", VALUE="33", TEXT="sha256:2")
@@ -117,6 +120,7 @@ def test_a_changed_text_is_told_apart_from_a_changed_number(project):
     assert "text: sha256:1 -> sha256:2" in result.stdout
 
 
+@PYTEST_RUNS
 @pytest.mark.parametrize(
     ("without", "said"), [("mean", "columns that are gone: mean"), ("0.5", "rows that are gone: 0.5")]
 )
@@ -145,6 +149,7 @@ def test_labels_of_rows_are_compared_as_they_were_written(tmp_path):
 HALF_A_MERGE = b"keep_ratio,ppl,mean\n<<<<<<< ours\n1.0,12.5,3.0\n=======\n1.0,12.6,3.0\n>>>>>>> theirs\n0.5,20.0,4.0\n"
 
 
+@PYTEST_RUNS
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -171,7 +176,7 @@ def test_a_damaged_baseline_is_named_and_can_be_made_anew(project, file, content
     assert files(project) == whole
 
 
-@pytest.mark.fast
+@PYTEST_RUNS
 def test_a_failing_regeneration_changes_nothing(project):
     project("--force-regen", VALUE="20")
     before = files(project)
@@ -181,6 +186,7 @@ def test_a_failing_regeneration_changes_nothing(project):
     assert files(project) == before
 
 
+@PYTEST_RUNS
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_regeneration_leaves_the_old_files_whole(project, how):
     project("--force-regen", VALUE="20")

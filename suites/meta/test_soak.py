@@ -37,7 +37,7 @@ def test_too_few_runs_are_said_to_be_too_few():
     assert not _growth([1900 * MIB] * (SETTLED + 2))
 
 
-@pytest.mark.golden  # four pytest runs
+@pytest.mark.full  # four pytest runs
 def test_a_run_that_pytest_refuses_is_no_success_whatever_an_earlier_one_left(tmp_path):
     (tmp_path / "test_it.py").write_text("import pytest\n@pytest.mark.xdist_group('g')\ndef test_it(): pass\n")
 

@@ -74,8 +74,7 @@ def run(tmp_path):
     return run
 
 
-# A pytest run of its own per step, with the goldens rather than on every commit.
-@pytest.mark.golden
+@pytest.mark.full  # a pytest run of its own
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_a_run_writes_results_and_page_and_says_where(run, tmp_path, workers):
     result = run(*workers, "--knorm-report", "results")
@@ -88,7 +87,7 @@ def test_a_run_writes_results_and_page_and_says_where(run, tmp_path, workers):
     assert [table.name for table in read_results(tmp_path / "results").tables] == ["m/t/x"]
 
 
-@pytest.mark.golden
+@pytest.mark.full
 def test_a_folder_that_takes_nothing_ends_the_run_before_a_test_has_run(run, tmp_path):
     result = run("--knorm-report", str(tmp_path / "test_it.py"))
     assert result.returncode == pytest.ExitCode.USAGE_ERROR

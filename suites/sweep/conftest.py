@@ -1,4 +1,4 @@
-"""A tiny model as a folder, as a cluster's workers have to load it, and sweeps and reproductions of it."""
+"""Stores, whole and damaged; a tiny model as a folder, as a cluster's workers load it; sweeps of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 
 from knorm_core.inputs.models import model_identity
 from knorm_core.sweeps.cells import Cell
+from knorm_core.sweeps.store import Store
 from suites.families import VOCABULARY, random_ids, tiny_model
+from suites.sweep.numbered import damage_page_of, in_the_file, put
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,3 +79,18 @@ def reproduction(tiny_folder, tmp_path):
         )
 
     return start
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "some folder" / "résultats.sqlite")
+
+
+@pytest.fixture
+def damaged(store):
+    """A store of 200 results of which two pages are damaged, and the numbers of those that are whole."""
+    put(store, *range(200))
+    damage_page_of(store, 30, 4096)
+    whole = in_the_file(damage_page_of(store, 100, 4096), range(200))
+    assert 180 < len(whole) < 200
+    return Store(store.path), whole  # which has not looked at the file yet
