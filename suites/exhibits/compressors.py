@@ -12,96 +12,67 @@ from knorm_core.cache import take
 from knorm_core.contract import as_compressor, on_dynamic_cache
 from knorm_core.policies import survivors
 from suites.exhibits.exhibit import Exhibit, collector
-from suites.exhibits.sound import each_layer, keep, scores
+from suites.exhibits.sound import each_layer, keep, lowest, scores
 
 EXHIBITS: list[Exhibit] = []
 exhibit = collector(EXHIBITS, wrap=as_compressor, sound=l2_compress)
+layer_exhibit = collector(EXHIBITS, wrap=as_compressor, sound=l2_compress, frame=each_layer)
 
 
 @exhibit("keeps_the_declared_count", "the paper's own script: ceil(keep_ratio * length) in binary floating point")
 def binary_count(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
     """ceil(0.55 * 100) is 56 in binary floating point, because 0.55 is a little more than 0.55."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(scores(keys), math.ceil(keep_ratio * keys.shape[2])))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    compress = each_layer(lowest, count=lambda length, ratio: math.ceil(ratio * length))
+    return compress(past, keep_ratio, prune_after, skip_layers)
 
 
 @exhibit("keeps_the_declared_count", "int() in place of ceil(): what kvpress does, there with a floor of 1")
 def floor_count(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
     """int() rounds down: one key too few, and none at all where keep_ratio * length is below 1."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(scores(keys), int(keep_ratio * keys.shape[2])))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    compress = each_layer(lowest, count=lambda length, ratio: int(ratio * length))
+    return compress(past, keep_ratio, prune_after, skip_layers)
 
 
-@exhibit(
+@layer_exhibit(
     "keeps_the_declared_count",
     "keep ratio and compression ratio are each other's complement; tools differ in which they take",
 )
-def complement(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+def complement(keys: Any, values: Any, kept: int) -> Any:
     """A compression ratio is taken for a keep ratio: 0.9 keeps a tenth."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(scores(keys), keys.shape[2] - kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(scores(keys), keys.shape[2] - kept))
 
 
-@exhibit("keeps_the_declared_count", "the paper's own script: token_norms.squeeze(-1)")
-def squeezed(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("keeps_the_declared_count", "the paper's own script: token_norms.squeeze(-1)")
+def squeezed(keys: Any, values: Any, kept: int) -> Any:
     """The norms are squeezed once too often: a layer of one token loses its token axis."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(scores(keys).squeeze(-1), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(scores(keys).squeeze(-1), kept))
 
 
-@exhibit("keeps_temporal_order", "kvpress issue 173; the paper's own script")
-def norm_order(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("keeps_temporal_order", "kvpress issue 173; the paper's own script")
+def norm_order(keys: Any, values: Any, kept: int) -> Any:
     """Survivors come back sorted by norm: attention does not mind, whatever reads positions off the cache does."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, scores(keys).argsort(dim=-1, stable=True)[..., :kept])
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, scores(keys).argsort(dim=-1, stable=True)[..., :kept])
 
 
-@exhibit("values_stay_with_their_keys", "two gathers, the second with the index of the first line")
-def wrong_value_index(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("values_stay_with_their_keys", "two gathers, the second with the index of the first line")
+def wrong_value_index(keys: Any, values: Any, kept: int) -> Any:
     """Keys are put back into temporal order, values are still in the order of the sort."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        index = scores(keys).argsort(dim=-1, stable=True)[..., :kept]
-        return take(keys, index.sort(dim=-1).values), take(values, index)
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    index = scores(keys).argsort(dim=-1, stable=True)[..., :kept]
+    return take(keys, index.sort(dim=-1).values), take(values, index)
 
 
-@exhibit("values_stay_with_their_keys", "index_select takes one index for all heads; keys were gathered per head")
-def values_of_head_0(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("values_stay_with_their_keys", "index_select takes one index for all heads; keys were gathered per head")
+def values_of_head_0(keys: Any, values: Any, kept: int) -> Any:
     """Keys per head, values for all heads by the choice of head 0."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        index = survivors(scores(keys), kept)
-        return take(keys, index), values.index_select(2, index[0, 0])
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    index = survivors(scores(keys), kept)
+    return take(keys, index), values.index_select(2, index[0, 0])
 
 
-@exhibit("values_may_be_wider_or_narrower", "the paper's own script expands one index to the keys' width")
-def key_width_for_values(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("values_may_be_wider_or_narrower", "the paper's own script expands one index to the keys' width")
+def key_width_for_values(keys: Any, values: Any, kept: int) -> Any:
     """One index, expanded to the keys' width, gathers both: wider values are cut without a word."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        index = survivors(scores(keys), kept).unsqueeze(-1).expand(-1, -1, -1, keys.shape[-1])
-        return keys.gather(2, index), values.gather(2, index)
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    index = survivors(scores(keys), kept).unsqueeze(-1).expand(-1, -1, -1, keys.shape[-1])
+    return keys.gather(2, index), values.gather(2, index)
 
 
 @exhibit("fires_from_the_threshold_on", "a length that tops out exactly at prune_after never gets there")
@@ -167,17 +138,13 @@ def writes_into_the_list(past: Any, keep_ratio: float, prune_after: int, skip_la
     return past
 
 
-@exhibit("input_is_left_alone", "sorting in place saves memory")
-def sorts_in_place(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("input_is_left_alone", "sorting in place saves memory")
+def sorts_in_place(keys: Any, values: Any, kept: int) -> Any:
     """The caller's tensors are reordered in place."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        index = survivors(scores(keys), kept)
-        compressed = keep(keys, values, index)
-        keys[:, :, :kept] = compressed[0]
-        return compressed
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    index = survivors(scores(keys), kept)
+    compressed = keep(keys, values, index)
+    keys[:, :, :kept] = compressed[0]
+    return compressed
 
 
 @exhibit(
@@ -201,61 +168,41 @@ def layer_0_decides(past: Any, keep_ratio: float, prune_after: int, skip_layers:
     return l2_compress(past, keep_ratio, 1, skip_layers)
 
 
-@exhibit("evicted_memory_is_freed", "the paper's own script: sort, then slice")
-def slice_of_the_sorted(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("evicted_memory_is_freed", "the paper's own script: sort, then slice")
+def slice_of_the_sorted(keys: Any, values: Any, kept: int) -> Any:
     """The result is a view of the whole sorted cache: no memory is saved."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        index = survivors(scores(keys), kept)
-        gone = scores(keys).scatter(-1, index, torch.iinfo(torch.int64).min).argsort(dim=-1, stable=True)[..., kept:]
-        all_keys, all_values = keep(keys, values, torch.cat([index, gone], dim=-1))
-        return all_keys[:, :, :kept], all_values[:, :, :kept]
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    index = survivors(scores(keys), kept)
+    gone = scores(keys).scatter(-1, index, torch.iinfo(torch.int64).min).argsort(dim=-1, stable=True)[..., kept:]
+    all_keys, all_values = keep(keys, values, torch.cat([index, gone], dim=-1))
+    return all_keys[:, :, :kept], all_values[:, :, :kept]
 
 
-@exhibit("dtype_and_device_are_kept", "keys.float() for the norm, assigned to keys")
-def leaks_float32(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("dtype_and_device_are_kept", "keys.float() for the norm, assigned to keys")
+def leaks_float32(keys: Any, values: Any, kept: int) -> Any:
     """Keys come back in float32: a compressed cache of twice the size."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        keys = keys.float()
-        return keep(keys, values, survivors(scores(keys), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    keys = keys.float()
+    return keep(keys, values, survivors(scores(keys), kept))
 
 
-@exhibit("two_calls_agree", "a random baseline without a seed")
-def unseeded(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("two_calls_agree", "a random baseline without a seed")
+def unseeded(keys: Any, values: Any, kept: int) -> Any:
     """A random choice without a seed."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(torch.rand(keys.shape[:3]), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(torch.rand(keys.shape[:3]), kept))
 
 
-@exhibit("batch_rows_are_independent", "written and tested with a batch of one")
-def row_0_decides(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("batch_rows_are_independent", "written and tested with a batch of one")
+def row_0_decides(keys: Any, values: Any, kept: int) -> Any:
     """The first row of the batch chooses for all rows."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        index = survivors(scores(keys), kept)[:1].expand(keys.shape[0], -1, -1)
-        return keep(keys, values, index)
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    index = survivors(scores(keys), kept)[:1].expand(keys.shape[0], -1, -1)
+    return keep(keys, values, index)
 
 
-@exhibit("memory_layout_does_not_matter", "view() in a test with fresh tensors works, on a model's own it raises")
-def wants_contiguous(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("memory_layout_does_not_matter", "view() in a test with fresh tensors works, on a model's own it raises")
+def wants_contiguous(keys: Any, values: Any, kept: int) -> Any:
     """view() merges batch and heads, which only works on contiguous tensors."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        flat = keys.view(-1, *keys.shape[2:])
-        index = survivors(scores(flat.unsqueeze(0))[0], kept).view(*keys.shape[:2], kept)
-        return keep(keys, values, index)
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    flat = keys.view(-1, *keys.shape[2:])
+    index = survivors(scores(flat.unsqueeze(0))[0], kept).view(*keys.shape[:2], kept)
+    return keep(keys, values, index)
 
 
 @exhibit("senseless_ratio_is_refused", "keep_ratio=50, meant as a percentage")

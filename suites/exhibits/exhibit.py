@@ -29,14 +29,20 @@ class Exhibit:
         return self.broken.name
 
 
-def collector(exhibits: list[Exhibit], wrap: Callable[[Any], Any], sound: Any) -> Callable[..., Callable[[Any], Any]]:
-    """A decorator ``@exhibit(caught_by, source)`` that adds a function to ``exhibits``."""
+def collector(
+    exhibits: list[Exhibit],
+    wrap: Callable[[Any], Any],
+    sound: Any,
+    frame: Callable[[Any], Any] = lambda function: function,
+) -> Callable[..., Callable[[Any], Any]]:
+    """A decorator ``@exhibit(caught_by, source)`` that adds ``frame(function)`` to ``exhibits``."""
 
     def exhibit(caught_by: str, source: str, *, sound: Any = sound, wrap: Any = wrap) -> Callable[[Any], Any]:
         def add(function: Any) -> Any:
             story = " ".join((function.__doc__ or "").split())
-            exhibits.append(Exhibit(wrap(function), wrap(sound), caught_by, source, story))
-            return function
+            broken = frame(function)
+            exhibits.append(Exhibit(wrap(broken), wrap(sound), caught_by, source, story))
+            return broken
 
         return add
 

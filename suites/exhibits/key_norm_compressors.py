@@ -13,140 +13,90 @@ from suites.exhibits.exhibit import Exhibit, collector
 from suites.exhibits.sound import each_layer, keep, scores
 
 EXHIBITS: list[Exhibit] = []
-exhibit = collector(EXHIBITS, wrap=as_compressor, sound=l2_compress)
+layer_exhibit = collector(EXHIBITS, wrap=as_compressor, sound=l2_compress, frame=each_layer)
 
 
-@exhibit("low_precision_keys_are_scored_in_float32", "kvpress issue 276")
-def bfloat16_norms(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("low_precision_keys_are_scored_in_float32", "kvpress issue 276")
+def bfloat16_norms(keys: Any, values: Any, kept: int) -> Any:
     """Norms in the keys' own dtype: in bfloat16 most keys of a head tie, and position decides."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(round_norms(keys.norm(dim=-1)), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(round_norms(keys.norm(dim=-1)), kept))
 
 
-@exhibit("rounding_noise_decides_nothing", "tables that moved by 3e-3 when the rotary tables moved by one ulp")
-def noise_decides(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("rounding_noise_decides_nothing", "tables that moved by 3e-3 when the rotary tables moved by one ulp")
+def noise_decides(keys: Any, values: Any, kept: int) -> Any:
     """Norms unrounded: the last bit of float32 rotary tables decides which occurrence of a token survives."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(key_norms(keys), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(key_norms(keys), kept))
 
 
-@exhibit("equal_norms_keep_the_earlier", "argsort() and topk() of torch promise nothing about equal elements")
-def unstable_ties(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("equal_norms_keep_the_earlier", "argsort() and topk() of torch promise nothing about equal elements")
+def unstable_ties(keys: Any, values: Any, kept: int) -> Any:
     """topk decides among equal norms: by algorithm, length and device."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, scores(keys).topk(kept, largest=False).indices.sort(dim=-1).values)
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, scores(keys).topk(kept, largest=False).indices.sort(dim=-1).values)
 
 
-@exhibit("lowest_norms_survive", "intuition says that large keys matter; the paper found the opposite")
-def highest_norm(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("lowest_norms_survive", "intuition says that large keys matter; the paper found the opposite")
+def highest_norm(keys: Any, values: Any, kept: int) -> Any:
     """The sign is wrong: the keys of highest norm survive."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(-scores(keys), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(-scores(keys), kept))
 
 
-@exhibit("lowest_norms_survive", "one index for all heads makes the gather simpler")
-def mean_over_heads(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("lowest_norms_survive", "one index for all heads makes the gather simpler")
+def mean_over_heads(keys: Any, values: Any, kept: int) -> Any:
     """All heads keep the tokens whose norm, averaged over heads, is lowest."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        mean = key_norms(keys).mean(dim=1, keepdim=True).expand(keys.shape[:3])
-        return keep(keys, values, survivors(mean, kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    mean = key_norms(keys).mean(dim=1, keepdim=True).expand(keys.shape[:3])
+    return keep(keys, values, survivors(mean, kept))
 
 
-@exhibit("heads_choose_for_themselves", "index[:, :1] broadcast over heads")
-def one_heads_choice(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("heads_choose_for_themselves", "index[:, :1] broadcast over heads")
+def one_heads_choice(keys: Any, values: Any, kept: int) -> Any:
     """Head 0 chooses for all heads."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        index = survivors(scores(keys), kept)[:, :1].expand(-1, keys.shape[1], -1)
-        return keep(keys, values, index)
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    index = survivors(scores(keys), kept)[:, :1].expand(-1, keys.shape[1], -1)
+    return keep(keys, values, index)
 
 
-@exhibit("scale_changes_nothing", "float16 ends at 65,504, the square of 256")
-def float16_squares(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("scale_changes_nothing", "float16 ends at 65,504, the square of 256")
+def float16_squares(keys: Any, values: Any, kept: int) -> Any:
     """Squares are taken in the keys' dtype: in float16, keys beyond a norm of 256 are all infinite."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(round_norms((keys * keys).float().sum(dim=-1).sqrt()), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(round_norms((keys * keys).float().sum(dim=-1).sqrt()), kept))
 
 
-@exhibit("rotation_changes_nothing", "norm(p=1), or a mean of absolute values: 'the' norm")
-def l1_norm(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("rotation_changes_nothing", "norm(p=1), or a mean of absolute values: 'the' norm")
+def l1_norm(keys: Any, values: Any, kept: int) -> Any:
     """The L1 norm, which depends on the angle that RoPE has turned a key by."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(keys.double().abs().sum(dim=-1), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(keys.double().abs().sum(dim=-1), kept))
 
 
-@exhibit("rotation_changes_nothing", "Pythia rotates a quarter of each head, and code slices accordingly")
-def half_the_head(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("rotation_changes_nothing", "Pythia rotates a quarter of each head, and code slices accordingly")
+def half_the_head(keys: Any, values: Any, kept: int) -> Any:
     """The norm of the first half of the head only."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(scores(keys[..., : keys.shape[-1] // 2]), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(scores(keys[..., : keys.shape[-1] // 2]), kept))
 
 
-@exhibit("position_decides_nothing", "StreamingLLM's sinks, added because it helps, and not mentioned")
-def protects_sinks(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("position_decides_nothing", "StreamingLLM's sinks, added because it helps, and not mentioned")
+def protects_sinks(keys: Any, values: Any, kept: int) -> Any:
     """The first token always survives: another method under the same name."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        protected = scores(keys)
-        protected[..., 0] = -1
-        return keep(keys, values, survivors(protected, kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    protected = scores(keys)
+    protected[..., 0] = -1
+    return keep(keys, values, survivors(protected, kept))
 
 
-@exhibit("values_decide_nothing", "CriticalKV and others weigh by the norm of values")
-def value_norms(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("values_decide_nothing", "CriticalKV and others weigh by the norm of values")
+def value_norms(keys: Any, values: Any, kept: int) -> Any:
     """Norms of values in place of keys."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(scores(values), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(scores(values), kept))
 
 
-@exhibit("smaller_ratio_keeps_a_subset", "chunked selection, as for long prompts, with chunks that depend on the ratio")
-def strided(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit(
+    "smaller_ratio_keeps_a_subset", "chunked selection, as for long prompts, its chunks depending on the ratio"
+)
+def strided(keys: Any, values: Any, kept: int) -> Any:
     """Survivors are taken at even steps through the sorted keys: another set at every ratio."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        order = scores(keys).argsort(dim=-1, stable=True)
-        steps = torch.linspace(0, keys.shape[2] - 1, kept).long()
-        return keep(keys, values, order[..., steps].sort(dim=-1).values)
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    order = scores(keys).argsort(dim=-1, stable=True)
+    steps = torch.linspace(0, keys.shape[2] - 1, kept).long()
+    return keep(keys, values, order[..., steps].sort(dim=-1).values)
 
 
-@exhibit("nan_is_refused", "sort() puts NaN last, so an overflowing model still gets a table")
-def sorts_nan(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+@layer_exhibit("nan_is_refused", "sort() puts NaN last, so an overflowing model still gets a table")
+def sorts_nan(keys: Any, values: Any, kept: int) -> Any:
     """NaN keys are sorted to the end and evicted."""
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(scores(keys.nan_to_num(1e4, 1e4, -1e4)), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
+    return keep(keys, values, survivors(scores(keys.nan_to_num(1e4, 1e4, -1e4)), kept))

@@ -18,6 +18,14 @@ RATIOS = (0.9, 0.5, 0.1)
 DRIFTED = [Row("low_norm", ratio, positions="cache") for ratio in RATIOS]
 
 
+def on_both_texts(group: str) -> pytest.MarkDecorator:
+    """Run a test of the reproduction on each of TEXTS, beside the group's other tests on the same text."""
+    return pytest.mark.parametrize(
+        "text_set",
+        [pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"{group} {name}")]) for name in TEXTS],
+    )
+
+
 @pytest.fixture(scope="session")
 def short_texts(language_model, texts_of):
     """``short_texts(text_set)``: the first texts of a set, cut to what an experiment can afford."""
@@ -53,7 +61,7 @@ def control_tables(language_model, short_texts, remembered):
         rows = {row: row.arguments() for row in [*control_rows(RATIOS), *DRIFTED]}
 
         def table(text):
-            found = remembered(
+            divergences = remembered(
                 "divergence",
                 f"{text_set}: {text.title}",
                 text.input_ids,
@@ -61,7 +69,7 @@ def control_tables(language_model, short_texts, remembered):
                 lambda: list(divergence(language_model.model, text.input_ids, rows).values()),
                 each(DIVERGENCE),
             )
-            return dict(zip(rows, found, strict=True))
+            return dict(zip(rows, divergences, strict=True))
 
         return [table(text) for text in short_texts(text_set)]
 

@@ -10,16 +10,11 @@ import pytest
 from knorm_core.experiments.controls import SEEDS, UNCOMPRESSED, Row, averaged, pooled, shown_change
 from knorm_core.experiments.divergence import summary
 from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
+from suites.experiments.conftest import on_both_texts
 
 RATIOS = (0.9, 0.5, 0.1)
 
-both_texts = pytest.mark.parametrize(
-    "text_set",
-    [
-        pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"controls {name}")])
-        for name in ("embedded-articles", "embedded-narrative")
-    ],
-)
+both_texts = on_both_texts("controls")
 
 
 @both_texts

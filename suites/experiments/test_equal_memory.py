@@ -22,6 +22,7 @@ from knorm_core.experiments.equal_memory import (
     scored_last,
 )
 from knorm_core.experiments.intervals import perplexity_ratio
+from suites.experiments.conftest import on_both_texts
 from suites.families import random_ids, tiny_model
 
 ratios = st.integers(1, 99).map(lambda percent: percent / 100)
@@ -94,13 +95,7 @@ def test_the_rows_to_compare_are_those_of_equal_mean():
         assert prune_after_for_mean(TOKENS, ratio, MEAN, SCORED) == prune_after
 
 
-both_texts = pytest.mark.parametrize(
-    "text_set",
-    [
-        pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"controls {name}")])
-        for name in ("embedded-articles", "embedded-narrative")
-    ],
-)
+both_texts = on_both_texts("controls")
 
 
 @pytest.fixture(scope="session")

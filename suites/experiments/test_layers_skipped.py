@@ -13,18 +13,13 @@ import pytest
 from knorm_core.experiments.controls import pooled, shown_change
 from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
 from knorm_core.experiments.layers_skipped import SkipRow, only, skip_rows
+from suites.experiments.conftest import on_both_texts
 
 RATIOS = (0.9, 0.5, 0.1)
 SKIPPED = ((), (0,), (0, 1))
 ROWS = [SkipRow((), 1.0), *skip_rows(SKIPPED, RATIOS, ("absolute", "cache"))]
 
-both_texts = pytest.mark.parametrize(
-    "text_set",
-    [
-        pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"layers {name}")])
-        for name in ("embedded-articles", "embedded-narrative")
-    ],
-)
+both_texts = on_both_texts("layers")
 
 
 @pytest.mark.fast

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from knorm_core.experiments.codecs import HEAD
 from knorm_core.experiments.norm_attention import alr, alr_random, observe, spearman
 from knorm_core.sweeps.codec import each
+from suites.experiments.conftest import on_both_texts
 from suites.families import random_ids, tiny_model
 
 rows = st.integers(0, 10**6).map(lambda seed: np.random.default_rng(seed))
@@ -86,13 +87,7 @@ def test_too_short_a_text_is_refused():
         observe(tiny_model("llama"), random_ids(33))
 
 
-texts = pytest.mark.parametrize(
-    "text_set",
-    [
-        pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"controls {name}")])
-        for name in ("embedded-articles", "embedded-narrative")
-    ],
-)
+both_texts = on_both_texts("controls")
 
 # Layers of the embedded model in which low norm does not go with high attention: most heads disagree, or
 # dropping keys by norm loses as much attention as dropping them at random.
@@ -112,7 +107,7 @@ def heads_of(language_model, short_texts, remembered):
     return heads
 
 
-@texts
+@both_texts
 def test_heads_match_the_baseline(text_set, heads_of, short_texts, check_rows, show_table):
     found = heads_of(text_set)
     worse = [one for one in found if one.alr >= one.alr_random]
@@ -152,12 +147,12 @@ def test_heads_match_the_baseline(text_set, heads_of, short_texts, check_rows, s
     )
 
 
-@texts
+@both_texts
 def test_the_layers_where_it_does_not_hold_are_these(text_set, heads_of, claims):
     assert not_holding(heads_of(text_set)) == NOT_HOLDING[text_set]
 
 
-@texts
+@both_texts
 def test_correlation_is_negative_in_nine_of_ten_heads(text_set, heads_of, claims):
     found = heads_of(text_set)
     assert fmean(one.holds for one in found) > 0.9

@@ -11,6 +11,7 @@ import pytest
 
 from knorm_core.experiments.controls import UNCOMPRESSED, Row, pooled, shown_change
 from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
+from suites.experiments.conftest import on_both_texts
 
 RATIOS = (0.9, 0.5, 0.1)
 NEW = [Row(policy, ratio, positions="rerotated") for policy in ("low_norm", "sink_recent") for ratio in RATIOS]
@@ -19,13 +20,7 @@ SHOWN = [
     *(Row("sink_recent", ratio, positions=mode) for mode in ("absolute", "rerotated") for ratio in RATIOS),
 ]
 
-both_texts = pytest.mark.parametrize(
-    "text_set",
-    [
-        pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"controls {name}")])
-        for name in ("embedded-articles", "embedded-narrative")
-    ],
-)
+both_texts = on_both_texts("controls")
 
 
 @pytest.fixture(scope="session")
