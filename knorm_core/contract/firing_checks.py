@@ -61,7 +61,8 @@ def fires_again(compressor: Compressor) -> None:
 
     def holds(trial: Trial, case: CacheCase, keep_ratio: float) -> None:
         rule = trial.compressor.claims.count
-        assert rule is not None
+        if rule is None:
+            raise TypeError(f"{trial.compressor.name} claims no count, which this check needs")
         threshold = case.lengths[0]
         count = rule(threshold, keep_ratio)
         pairs, text = case.pairs(), repr(case)

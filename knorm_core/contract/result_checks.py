@@ -26,7 +26,8 @@ def keeps_the_declared_count(compressor: Compressor) -> None:
 
     def holds(trial: Trial, case: CacheCase, keep_ratio: float) -> None:
         rule = trial.compressor.claims.count
-        assert rule is not None
+        if rule is None:
+            raise TypeError(f"{trial.compressor.name} claims no count, which this check needs")
         for layer, (keys, values) in enumerate(trial.compress(case, keep_ratio).after):
             count = rule(case.lengths[layer], keep_ratio)
             if keys.shape[2] != count or values.shape[2] != count:

@@ -152,7 +152,8 @@ class Golden:
             )
 
     def _stage(self, name: str, frame: Any, provenance: Mapping[str, Any], rtol: float, atol: float) -> None:
-        assert self._staging is not None
+        if self._staging is None:
+            raise RuntimeError("nothing is staged without --force-regen")
         staged = self._staging / f"{name}.csv"
         staged.parent.mkdir(parents=True, exist_ok=True)
         old = _read_or_none(self._root / f"{name}.csv")
