@@ -1,0 +1,1 @@
+"""The ledger and its verdicts: every verdict follows from the data."""

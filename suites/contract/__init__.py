@@ -1,0 +1,1 @@
+"""The contract as its users meet it: adapters, findings, pytest's options and decorators."""

@@ -1,0 +1,1 @@
+"""The embedded model on real prose, and figures of implementations that are not ours."""

@@ -1,0 +1,1 @@
+"""A GPU against the CPU, or a stand-in for a GPU that any machine has."""

@@ -1,0 +1,1 @@
+"""Kills at random and exact moments, damaged and hostile files."""

@@ -1,0 +1,1 @@
+"""The house itself: imports, ranges of dependencies, golden files, this map."""

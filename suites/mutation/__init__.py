@@ -1,0 +1,1 @@
+"""Mutants of the pure parts, and why the survivors compute the same."""

@@ -1,0 +1,1 @@
+"""kvpress against the contract, and its perplexity against ours."""

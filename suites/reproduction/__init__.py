@@ -1,0 +1,1 @@
+"""The main job: perplexity against keep ratio, and the report's own faults, measured."""

@@ -1,0 +1,1 @@
+"""The fast suite many times over, in random order."""

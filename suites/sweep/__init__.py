@@ -1,0 +1,1 @@
+"""Many cells: in one process, on a cluster, interrupted; and the store that keeps them."""
