@@ -54,7 +54,7 @@ def untouchable():
 
 
 @pytest.mark.parametrize(("ratio", "error"), RATIOS)
-def test_keep_ratio(ratio, error, untouchable):
+def test_a_senseless_keep_ratio_is_refused_before_the_model_runs(ratio, error, untouchable):
     for call in (
         lambda: kept_count(10, ratio),
         lambda: l2_compress(PAIRS, ratio, 1),
@@ -66,7 +66,7 @@ def test_keep_ratio(ratio, error, untouchable):
 
 
 @pytest.mark.parametrize(("length", "error"), LENGTHS)
-def test_prune_after(length, error, untouchable):
+def test_a_senseless_prune_after_is_refused_before_the_model_runs(length, error, untouchable):
     for call in (
         lambda: effective_prune_after(100, length),
         lambda: l2_compress(PAIRS, 0.5, length),
@@ -89,7 +89,7 @@ def test_prune_after(length, error, untouchable):
         (random_ids(513), ValueError, "513 tokens, but the model has 512 positions"),
     ],
 )
-def test_input_ids(ids, error, message, untouchable):
+def test_tokens_that_are_no_text_of_the_model_are_refused_before_it_runs(ids, error, message, untouchable):
     with pytest.raises(error, match=message):
         evaluate(untouchable, ids, keep_ratio=0.5)
 
@@ -125,17 +125,17 @@ def test_input_ids(ids, error, message, untouchable):
         ),
     ],
 )
-def test_evaluate_arguments(arguments, error, message, untouchable):
+def test_a_senseless_argument_of_evaluate_is_refused_before_the_model_runs(arguments, error, message, untouchable):
     with pytest.raises(error, match=message):
         evaluate(untouchable, random_ids(60), **({"keep_ratio": 0.5} | arguments))
 
 
-def test_an_empty_list_of_texts():
+def test_no_texts_have_no_perplexity():
     with pytest.raises(ValueError, match="empty list of texts"):
         perplexity([])
 
 
-def test_a_compressor_that_returns_no_cache():
+def test_a_compressor_that_returns_no_cache_is_refused():
     with pytest.raises(TypeError, match="past_key_values is a NoneType"):
         evaluate(tiny_model("llama"), random_ids(60), keep_ratio=0.5, compressor=lambda *_, **__: None)
 

@@ -113,7 +113,7 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize(("call", "error", "message"), MESSAGES, ids=[message[:40] for _, _, message in MESSAGES])
-def test_error_messages(call, error, message):
+def test_an_error_says_what_is_wrong_to_the_letter(call, error, message):
     with pytest.raises(error, match=exactly(message)):
         call()
 

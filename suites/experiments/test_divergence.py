@@ -133,7 +133,7 @@ def test_summary_pools_tokens_not_texts():
         ({1: {"keep_ratio": 0.0}}, "keep_ratio=0.0 is outside"),
     ],
 )
-def test_bad_input_is_named(rows, message):
+def test_rows_whose_divergence_has_no_meaning_are_refused_with_the_reason(rows, message):
     with pytest.raises(ValueError, match=message):
         divergence(tiny_model("llama"), random_ids(100), rows)
     with pytest.raises(ValueError, match="no divergences"):

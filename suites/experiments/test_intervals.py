@@ -138,7 +138,7 @@ def test_what_both_scored_is_what_counts():
         ([50], [50], {"seed": -1}, "seed=-1 is below 0"),
     ],
 )
-def test_bad_input_is_named(rows, base, arguments, message):
+def test_evaluations_that_make_no_pairs_and_senseless_arguments_are_refused(rows, base, arguments, message):
     with pytest.raises(ValueError, match=message):
         perplexity_ratio([evaluation(noise(n, 0)) for n in rows], [evaluation(noise(n, 1)) for n in base], **arguments)
 

@@ -35,7 +35,7 @@ def test_spearman_is_scipys(rng, levels):
 
 
 @pytest.mark.fast
-def test_alr_by_hand():
+def test_attention_lost_is_what_a_sum_by_hand_gives():
     attention = np.array([[0.1, 0.4, 0.2]])
     norms = np.array([[3.0, 2.0, 1.0]])  # dropped in this order: 0.1, 0.5, 0.7; by attention: 0.1, 0.3, 0.7
     np.testing.assert_allclose(alr(norms, attention), [0.2])

@@ -28,7 +28,7 @@ ROWS = {("none", 1.0): {"keep_ratio": 1.0}} | {
 
 
 @pytest.mark.fast
-def test_disagreement_by_hand():
+def test_disagreement_is_what_a_count_by_hand_gives():
     # Two heads, evictions at steps 4 and 6 of one key each.
     one = torch.tensor([[[4, NEVER, 6, NEVER], [NEVER, 4, 6, NEVER]]])
     other = torch.tensor([[[4, 6, NEVER, NEVER], [NEVER, 4, 6, NEVER]]])

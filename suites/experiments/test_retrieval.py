@@ -101,7 +101,7 @@ def test_one_pass_decides_as_greedy_decoding_does(when, ratio):
 
 
 @pytest.mark.fast
-def test_bad_input_is_named():
+def test_a_prompt_that_cannot_be_made_is_refused_with_the_reason():
     task, model = Task(" N.", " Q", " A"), tiny_model("llama")
     for context, depth, message in [
         (200, 1.5, "depth=1.5 is outside"),

@@ -131,7 +131,7 @@ def test_workers_give_the_same_numbers_load_a_model_once_and_store_what_they_did
     assert all(outcome.stored for outcome in here)
 
 
-def test_a_worker_that_is_killed_in_the_middle_of_a_cell_loses_nothing_but_that_cells_time(cluster, cells_of, loaded):
+def test_a_worker_killed_within_a_cell_loses_nothing_but_that_cells_time(cluster, cells_of, loaded):
     cells = cells_of(SLOW, tokens=250)
     coming = run_cells(cells, scheduler=cluster.scheduler_address)
     outcomes = [next(coming)]

@@ -83,11 +83,7 @@ damages = st.one_of(
 )
 
 
-@settings(max_examples=25)
-@given(damage=damages)
-def test_whatever_is_damaged_nothing_wrong_is_read_and_what_is_missing_can_be_stored_again(
-    whole, damage, tmp_path_factory
-):
+def damaged_copy(whole, damage, folder):
     kind, where, what = damage
     content = bytearray(whole.read_bytes())
     at = int(where * len(content))
@@ -97,16 +93,29 @@ def test_whatever_is_damaged_nothing_wrong_is_read_and_what_is_missing_can_be_st
         del content[at:]
     else:
         content[at : at + 512] = bytes([what]) * len(content[at : at + 512])
-    path = tmp_path_factory.mktemp("damaged") / "damaged.sqlite"
+    path = folder / "damaged.sqlite"
     path.write_bytes(content)
-    store = Store(path)
+    return Store(path)
+
+
+@settings(max_examples=25)
+@given(damage=damages)
+def test_whatever_is_damaged_nothing_wrong_is_read(whole, damage, tmp_path_factory):
+    store = damaged_copy(whole, damage, tmp_path_factory.mktemp("damaged"))
     for number in range(5):
-        found, said = quietly(get, store, number)
-        assert found in (None, value(number))
-        assert all(str(path) in sentence for sentence in said)
+        content, said = quietly(get, store, number)
+        assert content in (None, value(number))
+        assert all(str(store.path) in sentence for sentence in said)
+
+
+@settings(max_examples=25)
+@given(damage=damages)
+def test_whatever_is_damaged_what_is_missing_can_be_stored_again(whole, damage, tmp_path_factory):
+    store = damaged_copy(whole, damage, tmp_path_factory.mktemp("damaged"))
+    quietly(lambda: [get(store, number) for number in range(5)])
     _, said = quietly(put, store, *range(5))
     if "not a store of this knorm" not in "".join(said):
-        again = Store(path)
+        again = Store(store.path)
         assert quietly(lambda: [get(again, number) for number in range(5)]) == ([value(n) for n in range(5)], [])
 
 
