@@ -119,8 +119,8 @@ def test_tables_are_sorted_by_keyboard(opened):
 
 def test_the_link_below_a_figure_opens_its_table(opened):
     opened.execute_script("document.querySelector('#perplexity figure .note a').click()")
-    shown = "return document.querySelector(location.hash).checkVisibility()"
-    assert opened.execute_script(shown)
+    visible = "return document.querySelector(location.hash).checkVisibility()"
+    assert opened.execute_script(visible)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -129,14 +129,15 @@ def test_axe_finds_nothing(browser, page, axe, scheme, width):
     open_page(browser, page, width, scheme)
     browser.execute_script(OPEN_ALL)
     browser.execute_script(axe)
-    found = browser.execute_async_script(
+    results = browser.execute_async_script(
         "axe.run({ resultTypes: ['violations'] }).then(arguments[arguments.length - 1]);"
     )
-    told = [
-        f"{one['id']}: {one['help']} {[node['html'][:200] for node in one['nodes'][:3]]}" for one in found["violations"]
+    sentences = [
+        f"{violation['id']}: {violation['help']} {[node['html'][:200] for node in violation['nodes'][:3]]}"
+        for violation in results["violations"]
     ]
-    assert told == []
-    assert len(found["passes"]) > 20
+    assert sentences == []
+    assert len(results["passes"]) > 20
 
 
 def test_on_paper_every_section_is_there_with_its_tables(opened):

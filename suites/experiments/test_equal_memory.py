@@ -106,13 +106,16 @@ def memory_tables(rows_of, short_texts, control_tables):
     def tables(text_set):
         rows = {key: row | {"policy": key[0]} for key, row in NEW_ROWS.items()}
         new = [rows_of(f"{text_set}: {text.title}", text.input_ids, rows) for text in short_texts(text_set)]
-        found = {key: [table[key] for table in new] for key in rows}
+        evaluations_of = {key: [table[key] for table in new] for key in rows}
         for policy in ("low_norm", "sink_recent"):
             for ratio in (0.9, 0.5, 0.1):
-                found[policy, f"keep {ratio}, prune_after {PEAK}"] = [
+                evaluations_of[policy, f"keep {ratio}, prune_after {PEAK}"] = [
                     table[Row(policy, ratio)].evaluation for table in control_tables(text_set)
                 ]
-        return {key: [scored_last(one, SCORED) for one in evaluations] for key, evaluations in found.items()}
+        return {
+            key: [scored_last(evaluation, SCORED) for evaluation in evaluations]
+            for key, evaluations in evaluations_of.items()
+        }
 
     return tables
 
@@ -163,11 +166,19 @@ def test_rows_at_equal_memory_match_the_baseline(
 def test_means_and_peaks_are_equal_where_they_are_said_to_be(text_set, memory_tables):
     tables = memory_tables(text_set)
     for policy in ("low_norm", "sink_recent"):
-        means = {how: mean_cache_over_last(found[0], SCORED) for (name, how), found in tables.items() if name == policy}
+        means = {
+            how: mean_cache_over_last(evaluations[0], SCORED)
+            for (name, how), evaluations in tables.items()
+            if name == policy
+        }
         for ratio, prune_after in EQUAL_MEAN.items():
             assert means[f"keep {ratio}, prune_after {prune_after}"] == pytest.approx(MEAN, rel=0.01)
         assert means[f"budget {BUDGET}"] == pytest.approx(MEAN, rel=0.01)
-        peaks = {found[0].peak_cache for (name, how), found in tables.items() if name == policy and how.endswith("256")}
+        peaks = {
+            evaluations[0].peak_cache
+            for (name, how), evaluations in tables.items()
+            if name == policy and how.endswith("256")
+        }
         assert peaks == {PEAK}
 
 

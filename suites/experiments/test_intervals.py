@@ -115,9 +115,9 @@ def test_pairing_is_what_makes_the_interval_narrow():
 
 
 def test_one_block_says_nothing_about_spread():
-    one = perplexity_ratio([evaluation(noise(20, 1))], [evaluation(noise(20, 2))])
-    assert (one.low, one.high) == (0, math.inf)
-    assert not one.excludes_no_change
+    interval = perplexity_ratio([evaluation(noise(20, 1))], [evaluation(noise(20, 2))])
+    assert (interval.low, interval.high) == (0, math.inf)
+    assert not interval.excludes_no_change
 
 
 def test_what_both_scored_is_what_counts():

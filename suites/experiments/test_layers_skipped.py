@@ -129,7 +129,7 @@ def test_the_cost_of_each_layer_alone_matches_the_baseline(layer_table, one_text
         layer: perplexity_ratio([row], [layer_table[None]]) for layer, row in layer_table.items() if layer is not None
     }
     alone = {layer: change for layer, change in changes.items() if layer != "all"}
-    shown = [layer for layer, change in alone.items() if change.excludes_no_change]
+    costly = [layer for layer, change in alone.items() if change.excludes_no_change]
     product = 1.0
     for change in alone.values():
         product *= change.ratio
@@ -139,7 +139,7 @@ def test_the_cost_of_each_layer_alone_matches_the_baseline(layer_table, one_text
             {"layer": str(layer), "PPL": layer_table[layer].ppl, **shown_change(change)}
             for layer, change in changes.items()
         ],
-        f"Alone, layers {shown} change perplexity beyond their interval; the dearest is layer "
+        f"Alone, layers {costly} change perplexity beyond their interval; the dearest is layer "
         f"{max(alone, key=lambda layer: alone[layer].ratio)}. All layers together change it by "
         f"{changes['all'].ratio - 1:+.1%}, the single changes multiply to {product - 1:+.1%}.",
     )

@@ -28,10 +28,10 @@ rows = st.integers(0, 10**6).map(lambda seed: np.random.default_rng(seed))
 @settings(max_examples=30)
 @given(rng=rows, levels=st.integers(2, 50))
 def test_spearman_is_scipys(rng, levels):
-    one, other = rng.integers(levels, size=(4, 30)) + 0.5, rng.normal(size=(4, 30))
-    one[:, 0] = -1  # never constant
-    expected = [scipy.stats.spearmanr(a, b).statistic for a, b in zip(one, other, strict=True)]
-    np.testing.assert_allclose(spearman(one, other), expected, atol=1e-12)
+    with_ties, without = rng.integers(levels, size=(4, 30)) + 0.5, rng.normal(size=(4, 30))
+    with_ties[:, 0] = -1  # never constant
+    expected = [scipy.stats.spearmanr(a, b).statistic for a, b in zip(with_ties, without, strict=True)]
+    np.testing.assert_allclose(spearman(with_ties, without), expected, atol=1e-12)
 
 
 @pytest.mark.fast
@@ -64,7 +64,7 @@ def test_it_reads_the_models_own_maps_and_keys(family):
     from transformers import DynamicCache
 
     model, ids = tiny_model(family), random_ids(80)
-    found = observe(model, ids)
+    observed = observe(model, ids)
     cache = DynamicCache()
     model.config._attn_implementation = "eager"
     try:
@@ -73,12 +73,14 @@ def test_it_reads_the_models_own_maps_and_keys(family):
     finally:
         model.config._attn_implementation = "sdpa"
     heads, kv_heads = maps[0].shape[1], cache.layers[0].keys.shape[1]
-    assert [(one.layer, one.head) for one in found] == [(layer, head) for layer in range(3) for head in range(heads)]
-    for one in found:
-        assert one.kv_head == one.head // (heads // kv_heads)
-        norms = cache.layers[one.layer].keys[0, one.kv_head, :40].norm(dim=-1)
-        received = maps[one.layer][0, one.head, 40:, :40].mean(dim=0)
-        assert one.spearman == pytest.approx(scipy.stats.spearmanr(norms, received).statistic, abs=0.01)
+    assert [(head.layer, head.head) for head in observed] == [
+        (layer, head) for layer in range(3) for head in range(heads)
+    ]
+    for head in observed:
+        assert head.kv_head == head.head // (heads // kv_heads)
+        norms = cache.layers[head.layer].keys[0, head.kv_head, :40].norm(dim=-1)
+        received = maps[head.layer][0, head.head, 40:, :40].mean(dim=0)
+        assert head.spearman == pytest.approx(scipy.stats.spearmanr(norms, received).statistic, abs=0.01)
 
 
 @pytest.mark.fast
@@ -109,33 +111,34 @@ def heads_of(language_model, short_texts, remembered):
 
 @both_texts
 def test_heads_match_the_baseline(text_set, heads_of, short_texts, check_rows, show_table):
-    found = heads_of(text_set)
-    worse = [one for one in found if one.alr >= one.alr_random]
-    relative = fmean(one.alr / one.alr_random for one in found)
-    without = fmean(one.alr_without_first / one.alr_without_first_random for one in found)
+    observed = heads_of(text_set)
+    worse = [head for head in observed if head.alr >= head.alr_random]
+    relative = fmean(head.alr / head.alr_random for head in observed)
+    without = fmean(head.alr_without_first / head.alr_without_first_random for head in observed)
     show_table(
         f"key norm against later attention, {text_set}, 512 tokens",
         [
             {
                 "layer": layer,
-                "mean Spearman": f"{fmean(one.spearman for one in heads):+.3f}",
-                "heads where it holds": f"{sum(one.holds for one in heads)} of {len(heads)}",
-                "ALr": f"{fmean(one.alr for one in heads):.2f}",
-                "of a random order": f"{fmean(one.alr_random for one in heads):.2f}",
-                "ALr without token 0": f"{fmean(one.alr_without_first for one in heads):.2f}",
-                "of a random one": f"{fmean(one.alr_without_first_random for one in heads):.2f}",
+                "mean Spearman": f"{fmean(head.spearman for head in heads):+.3f}",
+                "heads where it holds": f"{sum(head.holds for head in heads)} of {len(heads)}",
+                "ALr": f"{fmean(head.alr for head in heads):.2f}",
+                "of a random order": f"{fmean(head.alr_random for head in heads):.2f}",
+                "ALr without token 0": f"{fmean(head.alr_without_first for head in heads):.2f}",
+                "of a random one": f"{fmean(head.alr_without_first_random for head in heads):.2f}",
             }
-            for layer, heads in by_layer(found).items()
+            for layer, heads in by_layer(observed).items()
         ],
-        f"Spearman over all heads: mean {fmean(one.spearman for one in found):+.3f}, negative in "
-        f"{fmean(one.holds for one in found):.0%} of {len(found)} heads (the paper: low norm, high attention).",
-        f"It does not hold in layers {sorted(not_holding(found))}; dropping by norm loses more attention than "
-        f"dropping at random in {len(worse)} heads, in layers {sorted({one.layer for one in worse})}.",
+        f"Spearman over all heads: mean {fmean(head.spearman for head in observed):+.3f}, negative in "
+        f"{fmean(head.holds for head in observed):.0%} of {len(observed)} heads (the paper: low norm, "
+        "high attention).",
+        f"It does not hold in layers {sorted(not_holding(observed))}; dropping by norm loses more attention than "
+        f"dropping at random in {len(worse)} heads, in layers {sorted({head.layer for head in worse})}.",
         f"Much of it is the first token: ALr is {relative:.0%} of a random order's (mean over heads), and "
         f"{without:.0%} once that token is left out.",
     )
     # Eager attention computes its softmax in float32, so near ties of attention may change ranks.
-    rows = [asdict(one) for one in found]
+    rows = [asdict(head) for head in observed]
     check_rows(
         f"{text_set}/norm-attention",
         rows,
@@ -154,19 +157,21 @@ def test_the_layers_where_it_does_not_hold_are_these(text_set, heads_of, claims)
 
 @both_texts
 def test_correlation_is_negative_in_nine_of_ten_heads(text_set, heads_of, claims):
-    found = heads_of(text_set)
-    assert fmean(one.holds for one in found) > 0.9
-    assert -0.4 < fmean(one.spearman for one in found) < -0.3
+    observed = heads_of(text_set)
+    assert fmean(head.holds for head in observed) > 0.9
+    assert -0.4 < fmean(head.spearman for head in observed) < -0.3
 
 
-def by_layer(found):
-    return {layer: [one for one in found if one.layer == layer] for layer in sorted({one.layer for one in found})}
+def by_layer(observed):
+    return {
+        layer: [head for head in observed if head.layer == layer] for layer in sorted({head.layer for head in observed})
+    }
 
 
-def not_holding(found):
+def not_holding(observed):
     return {
         layer
-        for layer, heads in by_layer(found).items()
-        if sum(one.holds for one in heads) < len(heads) / 2
-        or fmean(one.alr for one in heads) >= fmean(one.alr_random for one in heads)
+        for layer, heads in by_layer(observed).items()
+        if sum(head.holds for head in heads) < len(heads) / 2
+        or fmean(head.alr for head in heads) >= fmean(head.alr_random for head in heads)
     }

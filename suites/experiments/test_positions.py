@@ -31,7 +31,7 @@ def position_tables(rows_of, short_texts, control_tables):
     def tables(text_set):
         rows = {row: row.arguments() for row in NEW}
         new = [rows_of(f"{text_set}: {text.title}", text.input_ids, rows) for text in short_texts(text_set)]
-        old = [{row: found.evaluation for row, found in table.items()} for table in control_tables(text_set)]
+        old = [{row: divergence.evaluation for row, divergence in table.items()} for table in control_tables(text_set)]
         return {
             row: [(ours | theirs)[row] for ours, theirs in zip(new, old, strict=True)] for row in [UNCOMPRESSED, *SHOWN]
         }

@@ -30,10 +30,10 @@ ROWS = {("none", 1.0): {"keep_ratio": 1.0}} | {
 @pytest.mark.fast
 def test_disagreement_is_what_a_count_by_hand_gives():
     # Two heads, evictions at steps 4 and 6 of one key each.
-    one = torch.tensor([[[4, NEVER, 6, NEVER], [NEVER, 4, 6, NEVER]]])
-    other = torch.tensor([[[4, 6, NEVER, NEVER], [NEVER, 4, 6, NEVER]]])
-    assert disagreement([one, None], [one, None]) == Disagreement(4, 0.0, 0.0)
-    assert disagreement([one, None], [other, None]) == Disagreement(4, 0.25, 0.25)
+    deaths = torch.tensor([[[4, NEVER, 6, NEVER], [NEVER, 4, 6, NEVER]]])
+    other_deaths = torch.tensor([[[4, 6, NEVER, NEVER], [NEVER, 4, 6, NEVER]]])
+    assert disagreement([deaths, None], [deaths, None]) == Disagreement(4, 0.0, 0.0)
+    assert disagreement([deaths, None], [other_deaths, None]) == Disagreement(4, 0.25, 0.25)
     assert disagreement([None], [None]) == Disagreement(0, 0.0, 0.0)
 
 
@@ -73,7 +73,7 @@ def precision_tables(language_model, short_texts, remembered):
     text = short_texts("embedded-articles")[0]
 
     def table(dtype):
-        found = remembered(
+        choices = remembered(
             "choices",
             f"embedded-articles: {text.title}",
             text.input_ids,
@@ -83,7 +83,7 @@ def precision_tables(language_model, short_texts, remembered):
             ),
             each(CHOICES),
         )
-        return dict(zip(ROWS, found, strict=True))
+        return dict(zip(ROWS, choices, strict=True))
 
     return {dtype: table(dtype) for dtype in DTYPES}
 
@@ -94,7 +94,7 @@ def test_precision_table_is_shown_and_its_float64_part_matches_the_baseline(
     precision_tables, language_model, short_texts, check_rows, record_table, show_table
 ):
     rows = precision_rows(precision_tables)
-    shown = [
+    cells = [
         {
             "precision": row["dtype"],
             "policy": row["policy"],
@@ -107,7 +107,7 @@ def test_precision_table_is_shown_and_its_float64_part_matches_the_baseline(
         }
         for row in rows
     ]
-    show_table("precision, embedded-articles, 512 tokens", shown, *tolerances(precision_tables))
+    show_table("precision, embedded-articles, 512 tokens", cells, *tolerances(precision_tables))
     texts = short_texts("embedded-articles")[:1]
     # Other precisions depend on the machine's instructions: they are shown and recorded, and bounded below.
     record_table(

@@ -102,9 +102,11 @@ def questions(draw):
 def test_one_pass_equals_stepwise(family, question):
     length, seed, arguments = question
     model, ids = tiny_model(family), random_ids(length, seed)
-    one, other = (evaluate(model, ids, positions="rerotated", method=m, **arguments) for m in ("onepass", "stepwise"))
-    assert float((one.nll - other.nll).abs().max()) <= PER_TOKEN[family]
-    assert one.evictions == other.evictions
+    onepass, stepwise = (
+        evaluate(model, ids, positions="rerotated", method=m, **arguments) for m in ("onepass", "stepwise")
+    )
+    assert float((onepass.nll - stepwise.nll).abs().max()) <= PER_TOKEN[family]
+    assert onepass.evictions == stepwise.evictions
 
 
 @torch.inference_mode()

@@ -183,14 +183,14 @@ def matches(language_model, filler, remembered):
     """``matches(cell)``: per prompt of a cell, {way: recalled}; computed once per process."""
 
     @functools.cache
-    def found(cell):
+    def recalls(cell):
         context, tasks, ways = (MAIN | LONG)[cell]
         rows = {way: way.arguments() for way in ways}
         prompts = [hide(language_model.tokenizer, filler, task, context, depth) for task, depth in tasks]
 
         def answers(prompt):
             settings = {"haystack": prompt.haystack, "answer": prompt.answer, "rows": list(rows.values())}
-            found = remembered(
+            recall = remembered(
                 "recall",
                 f"a prompt of {cell}",
                 prompt.input_ids,
@@ -198,11 +198,11 @@ def matches(language_model, filler, remembered):
                 lambda: list(recalled(language_model.model, prompt, rows).values()),
                 each(FLAG),
             )
-            return dict(zip(rows, found, strict=True))
+            return dict(zip(rows, recall, strict=True))
 
         return [answers(prompt) for prompt in prompts]
 
-    return found
+    return recalls
 
 
 def cells_of(names, mark):
@@ -224,12 +224,14 @@ def test_recall_by_context_and_depth(cell, matches, language_model, show_table, 
     prompts = matches(cell)
     rows = show_cell(cell, prompts, show_table)
     record_table(f"{language_model.slug}/retrieval/{cell.replace(' ', '-')}", rows, key=Way._fields)
-    assert sum(found[UNCOMPRESSED] for found in prompts) >= 0.8 * len(prompts)
+    assert sum(recall[UNCOMPRESSED] for recall in prompts) >= 0.8 * len(prompts)
 
 
 def show_cell(cell, prompts, show_table):
     """Show the table of one cell; return its rows."""
-    rows = [way._asdict() | {"matches": sum(found[way] for found in prompts), "of": len(prompts)} for way in prompts[0]]
+    rows = [
+        way._asdict() | {"matches": sum(recall[way] for recall in prompts), "of": len(prompts)} for way in prompts[0]
+    ]
     show_table(
         f"exact matches, {cell}",
         [
@@ -260,19 +262,19 @@ def show_cell(cell, prompts, show_table):
 @cells_of([*MAIN], pytest.mark.repro)
 def test_uncompressed_the_model_answers(cell, matches, claims):
     # Without this, no row below says anything about compression.
-    assert all(found[UNCOMPRESSED] for found in matches(cell))
+    assert all(recall[UNCOMPRESSED] for recall in matches(cell))
 
 
 @cells_of([name for name in MAIN if "every" not in name], pytest.mark.repro)
 def test_after_prefill_a_tenth_can_go_and_half_cannot(cell, matches, claims):
-    found = matches(cell)
-    assert all(one[Way("after_prefill", 0.9)] for one in found)
+    recalls = matches(cell)
+    assert all(recall[Way("after_prefill", 0.9)] for recall in recalls)
     for way in (Way("after_prefill", 0.5), Way("after_prefill", 0.5, (0, 1))):
-        assert sum(one[way] for one in found) <= 0.2 * len(found)
+        assert sum(recall[way] for recall in recalls) <= 0.2 * len(recalls)
     for way in (Way("after_prefill", 0.1), Way("after_prefill", 0.1, (0, 1))):
-        assert not any(one[way] for one in found)
+        assert not any(recall[way] for recall in recalls)
 
 
 @cells_of(["passkey 512 every step"], pytest.mark.repro)
 def test_at_every_step_no_keep_ratio_saves_the_key(cell, matches, claims):
-    assert not any(found[way] for found in matches(cell) for way in ALWAYS)
+    assert not any(recall[way] for recall in matches(cell) for way in ALWAYS)

@@ -72,7 +72,7 @@ def test_what_one_pass_cannot_serve_falls_back_there_too(family):
 def test_every_policy_and_schedule_evicts_the_same_keys_there(policy):
     model, ids = on_device("gpt_neox"), random_ids(90)
     for arguments in (HALF, {"when": "fixed_budget", "budget": 40, "window": 5}, HALF | {"positions": "rerotated"}):
-        there, here = (evaluate(one, ids, policy=policy, **arguments) for one in (model, tiny_model("gpt_neox")))
+        there, here = (evaluate(either, ids, policy=policy, **arguments) for either in (model, tiny_model("gpt_neox")))
         torch.testing.assert_close(there.nll, here.nll, rtol=0, atol=1e-5)
 
 
@@ -89,18 +89,18 @@ def test_lower_precisions_stay_near_float64(family, dtype, rel, method):
 @pytest.mark.parametrize("family", PROMISED)
 def test_a_batch_equals_its_texts_one_by_one(family):
     model, ids = on_device(family), torch.stack([random_ids(300, seed) for seed in range(3)])
-    for text, one in zip(ids, evaluate_batch(model, ids, **HALF), strict=True):
-        torch.testing.assert_close(one.nll, evaluate(model, text, **HALF).nll, rtol=0, atol=1e-5)
+    for text, evaluation in zip(ids, evaluate_batch(model, ids, **HALF), strict=True):
+        torch.testing.assert_close(evaluation.nll, evaluate(model, text, **HALF).nll, rtol=0, atol=1e-5)
 
 
 def test_tables_divergence_and_compressors_run_there():
     model, ids = on_device("llama"), random_ids(90)
     table = evaluate_table(model, ids, keep_ratios=(1.0, 0.5), prune_after=40, positions=("absolute", "cache"))
-    found = divergence(model, ids, {0: HALF})[0]
+    diverged = divergence(model, ids, {0: HALF})[0]
     called = evaluate(model, ids, compressor=l2_compress, **HALF)
-    for one in (found.evaluation, called):
-        torch.testing.assert_close(one.nll, table["absolute", 0.5].nll, rtol=0, atol=1e-5)
-    assert found.kl.device.type == "cpu"
+    for evaluation in (diverged.evaluation, called):
+        torch.testing.assert_close(evaluation.nll, table["absolute", 0.5].nll, rtol=0, atol=1e-5)
+    assert diverged.kl.device.type == "cpu"
 
 
 @pytest.mark.golden

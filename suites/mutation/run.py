@@ -101,8 +101,8 @@ def report(work: Path, results: dict[str, int | None]) -> int:
 
 def difference(work: Path, mutant: str) -> str:
     """The lines that a mutant changes, as - and + lines."""
-    shown = subprocess.run([sys.executable, "-m", "mutmut", "show", mutant], cwd=work, capture_output=True, text=True)
-    lines = [line for line in shown.stdout.splitlines() if re.match(r"[-+](?![-+])", line)]
+    mutmut = subprocess.run([sys.executable, "-m", "mutmut", "show", mutant], cwd=work, capture_output=True, text=True)
+    lines = [line for line in mutmut.stdout.splitlines() if re.match(r"[-+](?![-+])", line)]
     return "\n".join(lines)
 
 

@@ -20,16 +20,16 @@ def reported(model: str, text_set: str, settings: dict[str, object]) -> list[str
     claims = _perplexities().get(_COLUMN.get(text_set, text_set))
     if model != MODEL or claims is None or any(settings[name] not in values for name, values in SETTINGS.items()):
         return []
-    shown = [f"{ratio}: {ppl} ({ppl / claims[1.0] - 1:+.0%})" for ratio, ppl in claims.items() if ratio < 1]
-    return [f"The report claims 1.0: {claims[1.0]}, {', '.join(shown)}; nothing here is compared with that."]
+    lower = [f"{ratio}: {ppl} ({ppl / claims[1.0] - 1:+.0%})" for ratio, ppl in claims.items() if ratio < 1]
+    return [f"The report claims 1.0: {claims[1.0]}, {', '.join(lower)}; nothing here is compared with that."]
 
 
 @functools.cache
 def _perplexities() -> dict[str, dict[float, float]]:
     """Claimed perplexity by text set and keep ratio."""
-    found: dict[str, dict[float, float]] = {}
+    perplexities: dict[str, dict[float, float]] = {}
     for claim in load_claims(CLAIMS):
         if claim.source == "report" and claim.check == "cell_value" and claim.arguments.get("column") == "ppl":
             for text_set in claim.text_sets:
-                found.setdefault(text_set, {})[claim.arguments["row"]["keep_ratio"]] = claim.expected
-    return found
+                perplexities.setdefault(text_set, {})[claim.arguments["row"]["keep_ratio"]] = claim.expected
+    return perplexities

@@ -80,9 +80,9 @@ def test_a_threshold_that_is_not_reached_compares_nothing_with_nothing(case, fau
 
 
 def test_scoring_from_the_start_shows_the_share_of_the_change_that_its_tokens_have(fault_rows):
-    found = {(row["case"], row["keep_ratio"]): row for row in fault_rows}
+    row_of = {(row["case"], row["keep_ratio"]): row for row in fault_rows}
     for ratio in RATIOS:
-        whole, diluted = (found[f"short samples, scored {how}", ratio] for how in ("in phase 2", "from the start"))
+        whole, diluted = (row_of[f"short samples, scored {how}", ratio] for how in ("in phase 2", "from the start"))
         share = whole["scored_tokens"] / diluted["scored_tokens"]
         assert diluted["ratio"] == pytest.approx(whole["ratio"] ** share, rel=1e-9)
         assert share < 0.5
@@ -101,9 +101,9 @@ def scored_both_ways(rows_of, texts):
     rows = {ratio: {"keep_ratio": ratio, "score_from": "start"} for ratio in (1.0, *RATIOS)}
     tables = [rows_of(f"embedded-articles: {text.title}", text.input_ids, rows) for text in texts]
     for ratio in RATIOS:
-        pair = [[table[one] for table in tables] for one in (ratio, 1.0)]
+        pair = [[table[row] for table in tables] for row in (ratio, 1.0)]
         yield table_row("short samples, scored from the start", ratio, *pair)
-        yield table_row("short samples, scored in phase 2", ratio, *(map(phase_2, one) for one in pair))
+        yield table_row("short samples, scored in phase 2", ratio, *(map(phase_2, evaluations) for evaluations in pair))
 
 
 def phase_2(evaluation):

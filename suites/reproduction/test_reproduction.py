@@ -88,9 +88,12 @@ def table_of(request, language_model, texts_of, cell_of, run_all):
 def texts_asked_for(items):
     """(text set, index) of every text whose table some test of this run needs."""
     parameters = [item.callspec.params for item in items if "table_of" in getattr(item, "fixturenames", ())]
-    single = [(one["name"], one["text_index"]) for one in parameters if "text_index" in one]
+    single = [(asked["name"], asked["text_index"]) for asked in parameters if "text_index" in asked]
     pooled = [
-        (one["text_set"], i) for one in parameters if "text_set" in one for i in range(TEXT_SETS[one["text_set"]].limit)
+        (asked["text_set"], i)
+        for asked in parameters
+        if "text_set" in asked
+        for i in range(TEXT_SETS[asked["text_set"]].limit)
     ]
     return dict.fromkeys(single + pooled)
 

@@ -23,15 +23,15 @@ def put(store, *numbers):
 
 
 def get(store, number):
-    found = store.get(f"number {number}", inputs(number), decode=lambda facts, tensors: (facts, tensors))
-    return None if found is None else found.value
+    entry = store.get(f"number {number}", inputs(number), decode=lambda facts, tensors: (facts, tensors))
+    return None if entry is None else entry.value
 
 
 def quietly(action, *arguments):
     """The value, and what was said."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        return action(*arguments), [str(one.message) for one in said if one.category is StoreWarning]
+        return action(*arguments), [str(warning.message) for warning in said if warning.category is StoreWarning]
 
 
 def page_of(content, number):

@@ -73,7 +73,9 @@ def executing(client):
     def here(dask_worker):
         return [(task.key, os.getpid()) for task in dask_worker.state.executing]
 
-    return [found for of_worker in client.run(here, on_error="ignore").values() for found in of_worker]
+    return [
+        task_and_process for of_worker in client.run(here, on_error="ignore").values() for task_and_process in of_worker
+    ]
 
 
 def models_loaded(client):

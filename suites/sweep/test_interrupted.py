@@ -22,8 +22,8 @@ def test_a_reproduction_stopped_by_ctrl_c_goes_on_where_it_was(reproduction, opt
     second = reproduction(*options)
     said = second.communicate(timeout=600)[0]
     assert second.returncode == 0, said
-    found = int(re.search(r"knorm: (\d+) of 48 results from the store .*results.sqlite, computed 20", said)[1])
-    assert 12 <= found < 48
+    stored = int(re.search(r"knorm: (\d+) of 48 results from the store .*results.sqlite, computed 20", said)[1])
+    assert 12 <= stored < 48
     third = reproduction(*options)
     assert "knorm: 48 of 48 results from the store" in third.communicate(timeout=600)[0]
     anew = reproduction(*options, "--force-regen")

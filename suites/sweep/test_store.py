@@ -39,8 +39,8 @@ def test_what_is_put_is_found_again_by_another_process_with_its_time_and_readabl
 
 def test_the_first_candidate_that_is_stored_is_found(store):
     put(store, 2, 3)
-    found = store.get("any", inputs(1), inputs(2), inputs(3), decode=lambda facts, _: facts["number"])
-    assert found.value == 2
+    entry = store.get("any", inputs(1), inputs(2), inputs(3), decode=lambda facts, _: facts["number"])
+    assert entry.value == 2
     assert len(store.found) == 1
 
 

@@ -206,9 +206,9 @@ def imported_by(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("knorm_core"):
             for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                found = root.joinpath(*name.split(".")[1:]).with_suffix(".py")
-                if found != root.with_suffix(".py") and found.is_file():
-                    yield found
+                source = root.joinpath(*name.split(".")[1:]).with_suffix(".py")
+                if source != root.with_suffix(".py") and source.is_file():
+                    yield source
 
 
 def test_every_source_that_a_result_may_depend_on_is_part_of_the_code_version():
