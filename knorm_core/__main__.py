@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return compare(arguments[1:])
     parser.parse_args(arguments)  # refuse what comes after the command
     if command == "prepare":
-        from knorm_core.inputs.models import convert_embedded
+        from knorm_core.inputs.embedded_model import convert_embedded
 
         print(convert_embedded())
     else:

@@ -1,41 +1,64 @@
-"""What a model's folder or repository must hold to be loaded: a configuration, safetensors, and no code.
+"""What a model's folder or repository must hold to be loaded: a configuration, safetensors, and nothing that runs.
 
-Pickled weights run code when they are read, and a configuration with ``auto_map`` asks for code that lies
-beside it: both are refused, by the names of the files and before any weights are downloaded.
+Pickled weights run code when they are read, and some files make transformers load others than the ones that
+are hashed. All of them are refused, by the names of the files and before any weights are downloaded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
+import re
+import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 CONFIG = "config.json"
 # Weights in one file, or in several that an index names.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-# Of a configuration: where it came from, who wrote it, and the precision that it was stored in.
-_INDECISIVE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _OTHER_WEIGHTS = (".h5", ".msgpack", ".gguf", ".safetensors")
+_ADAPTER = re.compile(r"adapter_(config\.json|model\..*)")  # PEFT's, which transformers applies where peft is installed
+_DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")  # which transformers takes in the place of SINGLE
+
+# Bytes. Real configurations have a few thousand, real indices up to ten million.
+_LARGEST = {CONFIG: 1 << 22, INDEX: 1 << 25}
+_LARGEST_TEXT = 1 << 28
+_TEXTS = (".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
 
 
 class ModelNotFoundError(ValueError):
     """The model that was named is not there, or not in a form that is loaded; the message says where it was sought."""
 
 
+class Stored(NamedTuple):
+    """A tensor in a file: where, the name of its dtype as safetensors has it, and its shape."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
 def check_folder(folder: Path, what: str) -> None:
     """Raise a ModelNotFoundError unless everything is in the folder; ``what`` is its name in the message."""
+    from knorm_core.inputs import configuration  # which builds on this module
+
     files = {path.name for path in folder.iterdir()}
     check_format(files, what)
-    check_no_code(folder, what)
-    _check_whole(folder, weight_files(folder, files, what), what)
+    _check_regular(folder, what)
+    configuration.check_no_other_files(folder, what)
+    tensors = stored_tensors(folder, weight_files(folder, files, what), what)
+    configuration.check_size(folder, len(tensors), what)
 
 
 def check_format(files: Collection[str], what: str) -> None:
-    """Raise a ModelNotFoundError unless a configuration and safetensors are among these file names."""
+    """Raise a ModelNotFoundError unless these file names are those of a whole model in safetensors, and of it alone."""
     if SINGLE not in files and INDEX not in files:
         pickled = sorted(file for file in files if file.endswith(_PICKLED))
         others = sorted(file for file in files if file.endswith(_OTHER_WEIGHTS))
@@ -50,15 +73,15 @@ def check_format(files: Collection[str], what: str) -> None:
         )
     if CONFIG not in files:
         raise ModelNotFoundError(f"{what} has no {CONFIG}, so it is no model of transformers")
-
-
-def check_no_code(folder: Path, what: str) -> None:
-    """Raise a ModelNotFoundError where the configuration of model or tokenizer asks for code (``auto_map``)."""
-    for file in (CONFIG, "tokenizer_config.json"):
-        if "auto_map" in _settings(folder / file, what):
+    for file in sorted(files):
+        if _ADAPTER.fullmatch(file):
             raise ModelNotFoundError(
-                f"{what} asks for code of its own (auto_map in {file}), which is never run: choose a model that "
-                f"transformers has the code for, or, if it has this one's, a local copy without auto_map"
+                f"{what} has {file}: an adapter is applied where peft is installed and left out elsewhere; merge it "
+                f"(merge_and_unload), save the merged model, or remove the adapter's files"
+            )
+        if _DISTRIBUTED.fullmatch(file):
+            raise ModelNotFoundError(
+                f"{what} has {file}, which some versions of transformers load in the place of {SINGLE}: remove one"
             )
 
 
@@ -66,7 +89,7 @@ def weight_files(folder: Path, files: Collection[str], what: str) -> list[str]:
     """The names of the files with weights, which have to be among ``files``."""
     if SINGLE in files:
         return [SINGLE]
-    weight_map = _settings(folder / INDEX, what).get("weight_map")
+    weight_map = settings_of(folder / INDEX, what).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ModelNotFoundError(f"{what} has an {INDEX} without weight_map")
     shards = sorted({str(shard) for shard in weight_map.values()})
@@ -78,32 +101,59 @@ def weight_files(folder: Path, files: Collection[str], what: str) -> list[str]:
     return shards
 
 
-def config_digest(folder: Path) -> str:
-    """SHA-256 of the settings in a folder's configuration that decide numbers, in whatever order and form."""
-    settings = _settings(folder / CONFIG, f"model folder {folder}")
-    decisive = {name: value for name, value in settings.items() if name not in _INDECISIVE}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+def stored_tensors(folder: Path, weights: list[str], what: str) -> dict[str, Stored]:
+    """Every tensor in these files, by name.
 
-
-def _check_whole(folder: Path, weights: list[str], what: str) -> None:
-    """Raise a ModelNotFoundError where a header does not describe exactly the bytes that follow it."""
+    Raises:
+        ModelNotFoundError: a header does not describe exactly the bytes that follow it, or two files have a tensor.
+    """
     from safetensors import safe_open
 
+    tensors: dict[str, Stored] = {}
     for file in weights:
         try:
-            with safe_open(folder / file, framework="np"):
-                pass
+            with safe_open(folder / file, framework="np") as content:
+                names = list(content.keys())
+                slices = [content.get_slice(name) for name in names]
+                read = {
+                    n: Stored(file, s.get_dtype(), tuple(s.get_shape())) for n, s in zip(names, slices, strict=True)
+                }
         except Exception as error:  # safetensors' own, and those of the file system
             raise ModelNotFoundError(f"{what} has a damaged {file} ({error})") from None
+        if twice := sorted(read.keys() & tensors.keys()):
+            raise ModelNotFoundError(f"{what} has {twice[0]!r} twice, in {tensors[twice[0]].file} and in {file}")
+        tensors.update(read)
+    return tensors
 
 
-def _settings(path: Path, what: str) -> dict[str, Any]:
-    if not path.exists():
+def settings_of(path: Path, what: str) -> dict[str, Any]:
+    """The settings in a JSON file, none where there is no file."""
+    try:
+        size = path.stat().st_size
+    except OSError:
         return {}
     try:
+        if size > (most := _LARGEST.get(path.name, _LARGEST[INDEX])):
+            raise ValueError(f"{size} bytes, more than {most}")
         settings = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, JSON of a thousand levels
+    except (OSError, ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, JSON of a thousand levels
         raise ModelNotFoundError(f"{what} has a damaged {path.name} ({error})") from None
     if not isinstance(settings, dict):
         raise ModelNotFoundError(f"{what} has a damaged {path.name} (no JSON object)")
     return settings
+
+
+def _check_regular(folder: Path, what: str) -> None:
+    """Raise a ModelNotFoundError where a file can be waited for or read without an end, or is far too large."""
+    for path in sorted(folder.iterdir()):
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise ModelNotFoundError(f"{what} has {path.name!r}, which cannot be read ({error.strerror})") from None
+        if stat.S_ISDIR(status.st_mode):
+            if path.name in (CONFIG, SINGLE, INDEX):
+                raise ModelNotFoundError(f"{what} has a folder in the place of {path.name}")
+        elif not stat.S_ISREG(status.st_mode):
+            raise ModelNotFoundError(f"{what} has {path.name!r}, which is no regular file")
+        elif path.name.endswith(_TEXTS) and status.st_size > _LARGEST_TEXT:
+            raise ModelNotFoundError(f"{what} has {path.name!r} of {status.st_size} bytes, more than {_LARGEST_TEXT}")

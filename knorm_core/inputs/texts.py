@@ -1,16 +1,14 @@
-"""Texts by name, as token ids: embedded ones, and Wikitext-2 and PG-19 from a local mirror or the hub.
+"""Texts by name, as token ids: embedded ones, Wikitext-2 and PG-19 from a local mirror or the hub, and your own.
 
-A text is tokenised whole, without added special tokens, then cut. Wikitext articles are split at level-1
-headings; short samples are single rows within a range of tokens, as the report used them.
+A text is tokenised whole, then cut. Special tokens are left out but for the one that begins a text (BOS),
+where the model's own tokenizer adds it; it is the first token, and the first token is never scored.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,86 +16,131 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from knorm_core.counts import SHORTEST_TEXT, check_int
-from knorm_core.inputs import hub
+from knorm_core.inputs import text_sources as sources
+from knorm_core.inputs.text_sources import TextNotFoundError as TextNotFoundError
+from knorm_core.inputs.tokenizers import begins_with_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHORT_SAMPLE = (150, 223)  # tokens, the report's range
+BREADTH = 512  # tokens of each text where many texts count more than long ones
 
-# Bytes of text in a data set; the largest that is used has 40 million.
-_MOST_TEXT = 1 << 30
+BOS = ("auto", "on", "off")
 
-#: SHA-256 of the test split of wikitext-2-raw-v1, its rows joined
-WIKITEXT_SHA256 = "bbf94c53a05abe9ee670d3b6343608095822c85e26de37c70b24fc571964574a"
+#: where in a book its window begins: past the front matter, and before notes and an index
+BODY = 0.25
+_ONE_BOOK = 16  # windows
+_OWN_LIMIT, _OWN_TOKENS = 32, 1024  # of the user's own texts
 
-_EMBEDDED = Path(__file__).parent / "embedded"
-_HEADING = re.compile(r"^ = [^=\n]+ = $", re.MULTILINE)
-
-
-class TextNotFoundError(ValueError):
-    """The text that was named is not there, or not the text it should be; the message says where it was sought."""
+Path_ = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """One text: its title, token ids (n,) int64, and the SHA-256 of the characters it was tokenised from."""
+    """One text.
+
+    Attributes:
+        title: what it is called in tables.
+        input_ids: token ids (n,), int64.
+        sha256: of the characters that it was tokenised from.
+        bos: whether the first token is the tokenizer's beginning-of-sequence token.
+    """
 
     title: str
     input_ids: torch.Tensor
     sha256: str
+    bos: bool = False
 
 
 class TextSet(NamedTuple):
-    """How a named set of texts is found: its source, and how the source is cut into texts."""
+    """How a named set of texts is made: its source, and which of the source's texts belong to it."""
 
-    source: Callable[[Path | None], list[tuple[str, str]]]
+    source: Callable[[Path | None], list[sources.Named]]
     limit: int  # texts that the reproduction uses
     max_eval_tokens: int = 1024
-    short_samples: bool = False
+    tokens: tuple[int, int] | None = None  # the fewest and the most that a text may have, BOS not counted
+
+
+_EVER_LONGER = 1 << 62
+
+TEXT_SETS: dict[str, TextSet] = {
+    "embedded-articles": TextSet(sources.embedded("article-*.txt"), limit=4),
+    "embedded-short": TextSet(sources.embedded("short-*.txt"), limit=8, tokens=SHORT_SAMPLE),
+    "embedded-narrative": TextSet(sources.embedded("narrative.txt"), limit=1, max_eval_tokens=2048),
+    "embedded-breadth": TextSet(sources.embedded("breadth-*.txt"), limit=32, max_eval_tokens=BREADTH),
+    "wikitext": TextSet(sources.wikitext_whole, limit=1),
+    "wikitext-articles": TextSet(sources.wikitext_articles, limit=4),
+    "wikitext-short": TextSet(sources.wikitext_rows, limit=8, tokens=SHORT_SAMPLE),
+    "wikitext-breadth": TextSet(
+        sources.wikitext_articles, limit=32, max_eval_tokens=BREADTH, tokens=(BREADTH, _EVER_LONGER)
+    ),
+    "pg19": TextSet(sources.pg19_books(BODY), limit=30),
+    "pg19-windows": TextSet(
+        sources.pg19_one_book([0.1 + 0.8 * index / (_ONE_BOOK - 1) for index in range(_ONE_BOOK)]),
+        limit=_ONE_BOOK,
+        max_eval_tokens=BREADTH,
+    ),
+}
+
+TEXT_GROUPS: dict[str, tuple[str, ...]] = {
+    "embedded": ("embedded-articles", "embedded-narrative", "embedded-short"),
+    "wikitext-all": ("wikitext-articles", "wikitext-short"),
+}
 
 
 def load_texts(
-    name: str,
+    name: Path_ | Iterable[Path_],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_eval_tokens: int | None = None,
-    text_dir: str | os.PathLike[str] | None = None,
+    text_dir: Path_ | None = None,
     limit: int | None = None,
+    bos: str = "auto",
 ) -> list[Text]:
-    """The texts of a named set, tokenised and cut.
+    """The texts of a named set, or your own, tokenised and cut.
 
     Args:
-        name: one of `TEXT_SETS`.
+        name: one of `TEXT_SETS`; or the path of a text file (UTF-8), of several, or of a folder of ``*.txt``,
+            each of which is cut into windows of ``max_eval_tokens``, one after the other.
         tokenizer: of the model that is to read them.
-        max_eval_tokens: cut each text to this many tokens; default: the set's own (1,024, for the
-            narrative 2,048).
+        max_eval_tokens: cut each text to this many tokens, BOS among them; default: the set's own (1,024; for
+            the narrative 2,048, for the sets of many texts 512).
         text_dir: local mirror with ``wikitext-2-raw/test.txt`` and ``pg19/<id>.txt``; default the
             environment variable ``KNORM_TEXT_DIR``; without either the hub is asked.
-        limit: at most so many texts; default: the set's own.
+        limit: at most so many texts; default: the set's own, or 32 windows of your own texts. Of more windows, those
+            are taken that are spread evenly over all.
+        bos: "auto", "on" or "off": whether a text begins with the tokenizer's BOS token; "auto" is what the
+            tokenizer does by itself (Llama, Gemma: on; SmolLM2, Pythia: off).
 
     Raises:
         TextNotFoundError: (a ValueError) unknown name, or the text is not where it should be.
+        ValueError: ``bos`` is none of the three, or "on" and the tokenizer has no such token.
     """
+    if bos not in BOS:
+        raise ValueError(f"bos={bos!r} must be one of {', '.join(BOS)}")
+    if not isinstance(name, str) or (name not in TEXT_SETS and os.path.exists(os.path.expanduser(name))):
+        return _own_texts(name, tokenizer, max_eval_tokens, limit, bos)
     if name not in TEXT_SETS:
-        raise TextNotFoundError(
-            f"unknown text {name!r}: choose from {', '.join(TEXT_SETS)}, or a group: {', '.join(TEXT_GROUPS)}"
-        )
+        raise _unknown(name)
     chosen = TEXT_SETS[name]
     most = check_int("max_eval_tokens", max_eval_tokens or chosen.max_eval_tokens, SHORTEST_TEXT)
     count = check_int("limit", chosen.limit if limit is None else limit, 1)
     folder = text_dir or os.environ.get("KNORM_TEXT_DIR")
+    named = chosen.source(Path(folder) if folder else None)
+    first = _first_tokens(tokenizer, bos)
     texts: list[Text] = []
-    for title, characters in chosen.source(Path(folder) if folder else None):
-        ids = tokenizer(characters, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
-        if chosen.short_samples and not SHORT_SAMPLE[0] <= len(ids) <= SHORT_SAMPLE[1]:
+    for title, characters in named:
+        ids = _ids(tokenizer, characters)
+        if chosen.tokens and not chosen.tokens[0] <= len(ids) <= chosen.tokens[1]:
             continue
-        digest = hashlib.sha256(characters.encode()).hexdigest()
-        texts.append(Text(title, torch.tensor(ids[:most], dtype=torch.int64), digest))
+        texts.append(_text(title, [*first, *ids][:most], characters, first))
         if len(texts) == count:
             break
     if not texts:
-        raise TextNotFoundError(f"text {name!r} has no sample of {SHORT_SAMPLE[0]} to {SHORT_SAMPLE[1]} tokens")
+        fewest, longest = chosen.tokens or (1, _EVER_LONGER)
+        kind = f" of {fewest} to {longest} tokens" if longest < _EVER_LONGER else f" of {fewest} tokens or more"
+        raise TextNotFoundError(f"text {name!r} has no sample{kind if chosen.tokens else ' here'}")
     return texts
 
 
@@ -107,147 +150,61 @@ def text_names(name: str) -> tuple[str, ...]:
         return TEXT_GROUPS[name]
     if name in TEXT_SETS:
         return (name,)
-    raise TextNotFoundError(
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> TextNotFoundError:
+    return TextNotFoundError(
         f"unknown text {name!r}: choose from {', '.join(TEXT_SETS)}, or a group: {', '.join(TEXT_GROUPS)}"
     )
 
 
-def _embedded(pattern: str) -> Callable[[Path | None], list[tuple[str, str]]]:
-    def source(_: Path | None) -> list[tuple[str, str]]:
-        return [(path.stem, _read(path)) for path in sorted(_EMBEDDED.glob(pattern))]
-
-    return source
-
-
-def _wikitext_rows(folder: Path | None) -> list[str]:
-    if folder is not None:
-        path = _mirrored(folder / "wikitext-2-raw" / "test.txt")
-        rows = re.findall(r"[^\n]*\n|[^\n]+$", _read(path))
-    else:
-        [rows] = _from_hub("Salesforce/wikitext", "text")
-    digest = hashlib.sha256("".join(rows).encode()).hexdigest()
-    if digest != WIKITEXT_SHA256:
+def _own_texts(
+    name: Path_ | Iterable[Path_],
+    tokenizer: PreTrainedTokenizerBase,
+    max_eval_tokens: int | None,
+    limit: int | None,
+    bos: str,
+) -> list[Text]:
+    most = check_int("max_eval_tokens", max_eval_tokens or _OWN_TOKENS, SHORTEST_TEXT)
+    count = check_int("limit", _OWN_LIMIT if limit is None else limit, 1)
+    paths = [name] if isinstance(name, str | os.PathLike) else list(name)
+    named = sources.own(paths)
+    first = _first_tokens(tokenizer, bos)
+    texts = []
+    for title, characters in named:
+        ids, step = _ids(tokenizer, characters), most - len(first)
+        pieces = [ids[start : start + step] for start in range(0, len(ids), step)]
+        # The rest at the end is kept where it is at least half a window, or all there is.
+        pieces = [piece for piece in pieces if 2 * len(piece) >= step or len(pieces) == 1]
+        pieces = [piece for piece in pieces if len(first) + len(piece) >= SHORTEST_TEXT]
+        numbered = [title] if len(pieces) == 1 else [f"{title} {i + 1}/{len(pieces)}" for i in range(len(pieces))]
+        texts += [_text(n, [*first, *piece], characters, first) for n, piece in zip(numbered, pieces, strict=True)]
+    if not texts:
         raise TextNotFoundError(
-            f"wikitext-2-raw test has SHA-256 {digest}, not {WIKITEXT_SHA256}: it is not the text that it should be"
+            f"no text in {', '.join(map(str, paths))[:300]!r} has the {SHORTEST_TEXT} tokens that an evaluation needs"
         )
-    return rows
+    if len(texts) <= count:
+        return texts
+    return [texts[(2 * index + 1) * len(texts) // (2 * count)] for index in range(count)]
 
 
-def _wikitext_whole(folder: Path | None) -> list[tuple[str, str]]:
-    return [("wikitext-2-raw test", "".join(_wikitext_rows(folder)))]
+def _ids(tokenizer: PreTrainedTokenizerBase, characters: str) -> list[int]:
+    ids: list[int] = tokenizer(
+        characters, add_special_tokens=False, return_attention_mask=False, verbose=False
+    ).input_ids
+    return ids
 
 
-def _wikitext_articles(folder: Path | None) -> list[tuple[str, str]]:
-    text = "".join(_wikitext_rows(folder))
-    starts = [match.start() for match in _HEADING.finditer(text)]
-    ends = [*starts[1:], len(text)]
-    pieces = [text[start:end] for start, end in zip(starts, ends, strict=True)]
-    return [(piece.split("\n", 1)[0].strip(" ="), piece) for piece in pieces]
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: str) -> list[int]:
+    """The token that each text begins with, or none."""
+    if bos == "off" or (bos == "auto" and not begins_with_bos(tokenizer)):
+        return []
+    if tokenizer.bos_token_id is None:
+        raise ValueError(f"bos={bos!r} needs a tokenizer with a BOS token: choose auto or off")
+    return [tokenizer.bos_token_id]
 
 
-def _wikitext_short(folder: Path | None) -> list[tuple[str, str]]:
-    # The hub's blank rows are empty strings, which a joined mirror cannot hold: count the others.
-    return [(f"row {index}", row) for index, row in enumerate(row for row in _wikitext_rows(folder) if row)]
-
-
-def _pg19(folder: Path | None) -> list[tuple[str, str]]:
-    if folder is not None:
-        books = folder / "pg19"
-        paths = sorted(books.glob("*.txt")) if os.path.isdir(books) else []
-        if not paths:
-            _mirrored(books / "<id>.txt")
-        return [(path.stem, _read(path)) for path in paths]
-    return list(zip(*_from_hub("emozilla/pg19-test", "short_book_title", "text"), strict=True))
-
-
-TEXT_SETS: dict[str, TextSet] = {
-    "embedded-articles": TextSet(_embedded("article-*.txt"), limit=4),
-    "embedded-short": TextSet(_embedded("short-*.txt"), limit=8, short_samples=True),
-    "embedded-narrative": TextSet(_embedded("narrative.txt"), limit=1, max_eval_tokens=2048),
-    "wikitext": TextSet(_wikitext_whole, limit=1),
-    "wikitext-articles": TextSet(_wikitext_articles, limit=4),
-    "wikitext-short": TextSet(_wikitext_short, limit=8, short_samples=True),
-    "pg19": TextSet(_pg19, limit=1),
-}
-
-TEXT_GROUPS: dict[str, tuple[str, ...]] = {
-    "embedded": ("embedded-articles", "embedded-narrative", "embedded-short"),
-    "wikitext-all": ("wikitext-articles", "wikitext-short"),
-}
-
-
-def _mirrored(path: Path) -> Path:
-    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
-        raise TextNotFoundError(
-            f"no text at {hub.shortened(path)}: --knorm-text-dir (or KNORM_TEXT_DIR) names a folder without it"
-        )
-    return path
-
-
-def _read(path: Path) -> str:
-    # By `datasets`, as every text: one document per file, line ends as they are.
-    import datasets
-
-    datasets.disable_progress_bars()
-    documents = datasets.Dataset.from_text(_pattern(path), sample_by="document", keep_linebreaks=True)
-    return str(documents[0]["text"]) if len(documents) else ""
-
-
-def _from_hub(repository: str, *columns: str) -> list[list[str]]:
-    """Columns of a pinned data set's one file."""
-    import datasets
-
-    try:
-        [file] = hub.PINNED[repository].sha256
-        path = hub.pinned(repository) / file
-    except hub.HubError as error:
-        raise TextNotFoundError(str(error)) from error
-    _check_parquet(path, columns, f"{file} of data set {repository!r}")
-    datasets.disable_progress_bars()
-    rows = datasets.Dataset.from_parquet(_pattern(path), columns=list(columns))
-    return [list(rows[column]) for column in columns]
-
-
-def _check_parquet(path: Path, columns: tuple[str, ...], what: str) -> None:
-    """Raise a TextNotFoundError unless these columns are whole, are text, and fit in memory.
-
-    They are read once as they are encoded: fifty kilobytes of Parquet can stand for 20 GB of text.
-    """
-    import pyarrow
-    from pyarrow import compute, parquet
-
-    try:
-        with parquet.ParquetFile(path, read_dictionary=list(columns)) as file:
-            names, size = file.schema_arrow.names, 0
-            missing = [column for column in columns if column not in names]
-            if missing:
-                raise TextNotFoundError(f"{what} has no column {missing[0]!r}: {names}")
-            groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-            if sum(group.total_byte_size for group in groups) > _MOST_TEXT:
-                raise TextNotFoundError(f"{what} is larger than the {_MOST_TEXT} bytes that are read of a data set")
-            for batch in file.iter_batches(columns=list(columns)):
-                batch.validate(full=True)
-                for column, name in zip(batch.columns, batch.schema.names, strict=True):
-                    if not (
-                        pyarrow.types.is_dictionary(column.type) and pyarrow.types.is_string(column.type.value_type)
-                    ):
-                        raise TextNotFoundError(f"column {name!r} of {what} is not text, but {column.type}")
-                    if column.null_count:
-                        raise TextNotFoundError(f"column {name!r} of {what} has rows without text")
-                    lengths = compute.binary_length(column.dictionary).take(column.indices)
-                    size += len(column) + (compute.sum(lengths).as_py() or 0)
-                if size > _MOST_TEXT:
-                    raise TextNotFoundError(f"{what} stands for more than the {_MOST_TEXT} bytes of text that are read")
-    except TextNotFoundError:
-        raise
-    except Exception as error:  # whatever Parquet's readers make of damaged bytes
-        raise TextNotFoundError(
-            f"{what} is damaged ({type(error).__name__}: {error}): delete {path} and run again"
-        ) from error
-
-
-def _pattern(path: Path) -> str:
-    # `datasets` takes names of files for patterns, and this for a chain of file systems.
-    if "::" in str(path):
-        raise TextNotFoundError(f"text at {hub.shortened(path)} cannot be read: '::' must not be in its path")
-    return glob.escape(str(path))
+def _text(title: str, ids: list[int], characters: str, first: list[int]) -> Text:
+    digest = hashlib.sha256(characters.encode()).hexdigest()
+    return Text(title, torch.tensor(ids, dtype=torch.int64), digest, bool(first))

@@ -22,10 +22,21 @@ from knorm_core.inputs.models import (
     model_folder,
     model_identity,
 )
-from knorm_core.inputs.texts import TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
+from knorm_core.inputs.texts import BOS, TEXT_SETS, Text, load_texts, text_names
+from knorm_core.inputs.tokenizers import begins_with_bos
 from knorm_core.plugin.options import KEEP_RATIOS
 
 TEST_DEVICE = os.environ.get("KNORM_TEST_DEVICE", "cuda")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("knorm").addoption(
+        "--knorm-bos",
+        choices=BOS,
+        default="auto",
+        help="whether a text begins with the tokenizer's BOS token; auto is what the tokenizer does by itself "
+        "(default: %(default)s)",
+    )
 
 
 class LoadedModel(NamedTuple):
@@ -33,14 +44,22 @@ class LoadedModel(NamedTuple):
     model: Any
     tokenizer: Any
     identity: ModelIdentity
+    bos: str = "auto"
+
+    @property
+    def other_bos(self) -> str | None:
+        """ "on" or "off" where texts begin otherwise than with the model's own tokenizer, else None."""
+        if self.bos == "auto" or (self.bos == "on") == begins_with_bos(self.tokenizer):
+            return None
+        return self.bos
 
     @property
     def slug(self) -> str:
         """Folder name below baselines/."""
         folder = Path(os.path.expanduser(self.name))
         # Not resolved: a link's own name says more than the hash of a snapshot. But no "..", which would lead out.
-        name = os.path.basename(os.path.abspath(folder)) if os.path.isdir(folder) else self.name
-        return re.sub(r"[^\w.-]+", "-", name)
+        name = os.path.basename(os.path.abspath(folder)) if os.path.exists(folder) else self.name
+        return re.sub(r"[^\w.-]+", "-", name) + (f"-bos-{self.other_bos}" if self.other_bos else "")
 
 
 @functools.lru_cache(maxsize=2)
@@ -54,7 +73,8 @@ def _load(name: str, dtype: str, device: str) -> LoadedModel:
 def language_model(request: pytest.FixtureRequest) -> LoadedModel:
     """The model of --knorm-model, in --knorm-dtype on --knorm-device."""
     option = request.config.getoption
-    return _load_or_fail(option("knorm_model"), option("knorm_dtype"), option("knorm_device"))
+    loaded = _load_or_fail(option("knorm_model"), option("knorm_dtype"), option("knorm_device"))
+    return loaded._replace(bos=option("knorm_bos"))
 
 
 @pytest.fixture(scope="session")
@@ -104,8 +124,10 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
                 f"{name} needs a local mirror: --knorm-text-dir or KNORM_TEXT_DIR (or --knorm-text and a network)"
             )
         try:
-            return load_texts(name, loaded.tokenizer, max_eval_tokens=max_eval_tokens, text_dir=folder, limit=limit)
-        except TextNotFoundError as error:
+            return load_texts(
+                name, loaded.tokenizer, max_eval_tokens=max_eval_tokens, text_dir=folder, limit=limit, bos=loaded.bos
+            )
+        except ValueError as error:  # TextNotFoundError, or a BOS token that the tokenizer does not have
             return str(error)  # kept too: the next test must not wait for a dead network again
 
     def texts(
@@ -122,10 +144,12 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
 def made_from(loaded: LoadedModel, texts: list[Text], **settings: Any) -> dict[str, Any]:
     """The provenance of a baseline: model, tokenizer and texts by SHA-256, and the settings."""
     config = {"config": f"sha256:{loaded.identity.config}"} if loaded.identity.config else {}
+    bos = {"bos": loaded.other_bos} if loaded.other_bos else {}
     return {
         "model": f"{loaded.slug} sha256:{loaded.identity.weights}",
         **config,
         "tokenizer": f"sha256:{loaded.identity.tokenizer}",
+        **bos,
         "text": "sha256:" + hashlib.sha256("".join(text.sha256 for text in texts).encode()).hexdigest(),
         "settings": {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
     }

@@ -24,6 +24,7 @@ from knorm_core.evaluation import Evaluation
 from knorm_core.evaluator import Evaluator
 from knorm_core.inputs.models import ModelNotFoundError, load_model, model_folder, model_identity
 from knorm_core.inputs.texts import load_texts
+from knorm_core.inputs.tokenizers import load_tokenizer
 from knorm_core.setting import Arguments
 
 # The folders whose sources decide numbers: the core, how it is computed, what goes in, and the experiments.
@@ -269,8 +270,6 @@ def sweep_cells(
         max_eval_tokens, text_dir: of `load_texts`.
         **arguments: of `evaluate`, the same for all cells.
     """
-    from transformers import AutoTokenizer
-
     if "skip_layers" in arguments:
         arguments["skip_layers"] = list(arguments["skip_layers"])
     rows = [
@@ -281,7 +280,7 @@ def sweep_cells(
     for model in models:
         folder = model_folder(model)
         identity = model_identity(model, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = load_tokenizer(folder)
         found = {
             f"{name}: {text.title}": text.input_ids
             for name in texts

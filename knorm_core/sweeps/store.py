@@ -217,7 +217,7 @@ def store_of(option: str | None, *, fresh: bool = False) -> Store | None:
     if named == OFF:
         return None
     if not named:
-        from knorm_core.inputs.models import cache_folder
+        from knorm_core.inputs.cache import cache_folder
 
         return Store(cache_folder() / f"results{SUFFIX}", fresh=fresh)
     return Store(named, fresh=fresh)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from knorm_core import ModelNotFoundError
-from knorm_core.inputs import models
+from knorm_core.inputs import embedded_model
 
 pytestmark = pytest.mark.full
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.full
 def test_a_conversion_killed_half_way_leaves_nothing_that_looks_done(tmp_path):
     # Slowed down after the weights are written into the unfinished folder, and killed there.
     code = (
-        "import time, knorm_core.inputs.models as m\n"
+        "import time, knorm_core.inputs.embedded_model as m\n"
         "def slow(gguf, folder):\n"
         "    (folder / 'model.safetensors').write_bytes(b'half')\n"
         "    print('half', flush=True)\n"
@@ -36,8 +36,8 @@ def test_a_conversion_killed_half_way_leaves_nothing_that_looks_done(tmp_path):
     assert not list(tmp_path.glob("smollm2*/model.safetensors"))
     with pytest.MonkeyPatch.context() as patch:  # and the next one is not in its way
         patch.setenv("KNORM_CACHE", str(tmp_path))
-        patch.setattr(models, "_convert", lambda gguf, folder: (folder / "model.safetensors").write_bytes(b"x"))
+        patch.setattr(embedded_model, "_convert", lambda gguf, folder: (folder / "model.safetensors").write_bytes(b"x"))
         started = time.monotonic()
-        with pytest.raises(ModelNotFoundError, match="not the pinned"):
-            models.convert_embedded()
+        with pytest.raises(ModelNotFoundError, match=r"config\.json is not there"):
+            embedded_model.convert_embedded()
         assert time.monotonic() - started < 30

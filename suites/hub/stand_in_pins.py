@@ -14,6 +14,6 @@ for _name, _sha256 in json.loads(os.environ.get("KNORM_STAND_IN_PINS", "{}")).it
     hub.PINNED[_name] = hub.PINNED[_name]._replace(sha256=_sha256)
 
 if "KNORM_STAND_IN_WIKITEXT" in os.environ:
-    from knorm_core.inputs import texts
+    from knorm_core.inputs import text_sources
 
-    texts.WIKITEXT_SHA256 = os.environ["KNORM_STAND_IN_WIKITEXT"]
+    text_sources.WIKITEXT_SHA256 = os.environ["KNORM_STAND_IN_WIKITEXT"]

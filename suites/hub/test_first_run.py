@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from knorm_core import load_model, load_texts
-from knorm_core.inputs import texts as texts_module
+from knorm_core.inputs import text_sources
 from knorm_core.inputs.hub import PINNED
 from suites.hub import content, processes
 from suites.hub.content import PG19, PYTHIA, WIKITEXT
@@ -67,9 +67,10 @@ def test_the_first_run_downloads_and_the_second_needs_no_network(hub, environmen
 
 def mirrored_texts(tokenizer, mirror, monkeypatch):
     """The same texts from a mirror, which holds the rows joined."""
-    joined, [novel, _] = "".join(content.wikitext_rows()), content.books()["text"]
-    written({"wikitext-2-raw/test.txt": joined.encode(), "pg19/1.txt": novel.encode()}, mirror)
-    monkeypatch.setattr(texts_module, "WIKITEXT_SHA256", processes.wikitext_pin()["KNORM_STAND_IN_WIKITEXT"])
+    joined, [first, second] = "".join(content.wikitext_rows()), content.books()["text"]
+    files = {"wikitext-2-raw/test.txt": joined, "pg19/1.txt": first, "pg19/2.txt": second}
+    written({name: text.encode() for name, text in files.items()}, mirror)
+    monkeypatch.setattr(text_sources, "WIKITEXT_SHA256", processes.wikitext_pin()["KNORM_STAND_IN_WIKITEXT"])
     return {name: load_texts(name, tokenizer, text_dir=mirror) for name in SETS}
 
 
@@ -106,12 +107,12 @@ def test_what_is_read_of_the_data_sets_is_what_datasets_loads(hub, environment):
     # The oracle: its own loader, which lists the repository and reads its card.
     script = f"""
 import json, suites.hub.stand_in_pins, datasets
-from knorm_core.inputs.texts import _from_hub
+from knorm_core.inputs.text_sources import from_hub
 wikitext = datasets.load_dataset({WIKITEXT!r}, "wikitext-2-raw-v1", split="test")
 pg19 = datasets.load_dataset({PG19!r}, split="test")
 assert pg19.column_names == {list(content.books())}, pg19.column_names
-assert list(wikitext["text"]) == _from_hub({WIKITEXT!r}, "text")[0]
-assert [list(pg19[name]) for name in ("short_book_title", "text")] == _from_hub({PG19!r}, "short_book_title", "text")
+assert list(wikitext["text"]) == from_hub({WIKITEXT!r}, "text")[0]
+assert [list(pg19[name]) for name in ("short_book_title", "text")] == from_hub({PG19!r}, "short_book_title", "text")
 """
     process = processes.python("-c", script, **environment)
     assert process.returncode == 0, process.stderr

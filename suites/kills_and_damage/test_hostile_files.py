@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from knorm_core import ModelNotFoundError, TextNotFoundError, load_model, load_texts
-from knorm_core.inputs import hub, models
+from knorm_core.inputs import embedded_model, hub
 from suites.families import tiny_model
 from suites.hub.content import PG19, tokenizer_files
 from suites.kills_and_damage.hostile import DEEP, HEADERS, assert_refused, few_and_many
@@ -93,21 +93,39 @@ def test_a_changed_tokenizer_is_refused_or_works(folder, loaded):
 
 
 @few_and_many
-def test_a_changed_gguf_is_refused_before_anything_parses_it(examples, tmp_path, monkeypatch):
-    path = write_gguf(tmp_path / models._GGUF)
+def test_a_changed_package_is_refused_before_anything_parses_it(examples, tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / embedded_model._GGUF)
     found = importlib.metadata.PackagePath(path)
     found.dist = importlib.metadata.distribution("pytest")
-    monkeypatch.setattr(models.importlib.metadata, "files", lambda package: [found])
-    monkeypatch.setattr(models, "_convert", lambda *_: pytest.fail("parsed"))
+    monkeypatch.setattr(embedded_model.importlib.metadata, "files", lambda package: [found])
+    monkeypatch.setattr(embedded_model, "_convert", lambda *_: pytest.fail("parsed"))
     monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "cache"))
 
     def check(content):
         path.write_bytes(content)
         with pytest.raises(ModelNotFoundError, match="not the pinned") as error:
-            models.convert_embedded()
+            embedded_model.convert_embedded()
         assert_refused(error.value, ModelNotFoundError, path, "pip install")
 
     for_every_change(path.read_bytes(), examples, check)
+
+
+@few_and_many
+def test_a_changed_gguf_is_refused_or_converted_whole(examples, tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "tiny.gguf")
+    content = path.read_bytes()
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "cache"))
+    load_model(path)  # imports what is imported late, before any process is forked
+
+    def check(content):
+        path.write_bytes(content)
+        error = refusal(lambda: load_model(path, torch.float64))
+        if error is not None:
+            assert_refused(error, ModelNotFoundError)
+            assert str(path) in str(error) or str(tmp_path / "cache") in str(error)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+    for_every_change(content, examples, check)
 
 
 # --- Parquet
@@ -116,20 +134,15 @@ def test_a_changed_gguf_is_refused_before_anything_parses_it(examples, tmp_path,
 @pytest.fixture
 def pg19(tmp_path, monkeypatch):
     """Load PG-19 from a Parquet file with this content, as the hub's; how that is refused, or None."""
-    import datasets
-
-    datasets.disable_progress_bars()
     [name] = hub.PINNED[PG19].sha256
     path = tmp_path / "hub" / name
     path.parent.mkdir(parents=True)
     monkeypatch.setattr(hub, "pinned", lambda _: tmp_path / "hub")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.delenv("KNORM_TEXT_DIR", raising=False)
 
     def load(content):
-        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         path.write_bytes(content)
-        error = refusal(lambda: load_texts("pg19", characters))
+        error = refusal(lambda: load_texts("pg19", characters, bos="off"))
         if error is not None:
             assert_refused(error, TextNotFoundError, name, "emozilla/pg19-test")
         return error

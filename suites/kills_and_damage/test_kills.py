@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from knorm_core.inputs import models
+from knorm_core import ModelNotFoundError
+from knorm_core.inputs import embedded_model
 from knorm_core.plugin import all_or_nothing
 from knorm_core.sweeps.store import Store
 from suites.kills_and_damage.killed import Process, killed_at
@@ -92,16 +93,16 @@ def gguf(tmp_path_factory):
 @pytest.fixture
 def conversion(gguf, tmp_path, monkeypatch):
     """The conversion of a tiny model into an empty cache: (the folder that it makes, its files' hashes)."""
-    monkeypatch.setattr(models, "_embedded_gguf", lambda: gguf)
+    monkeypatch.setattr(embedded_model, "_package_file", lambda: gguf)
     monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "reference"))
     # Pin what it makes, as the embedded model's is pinned.
-    with pytest.raises(models.ModelNotFoundError, match="not the pinned"):
-        models.convert_embedded()
-    [folder] = (tmp_path / "reference").glob("smollm2-*[0-9]")
-    whole = hashes(folder)
-    monkeypatch.setattr(models, "_WEIGHTS_SHA256", whole["model.safetensors"])
+    with pytest.raises(ModelNotFoundError, match="not the pinned"):
+        embedded_model.convert_embedded()
+    whole = hashes(embedded_model.embedded_folder())
+    monkeypatch.setattr(embedded_model, "_WEIGHTS_SHA256", whole["model.safetensors"])
+    monkeypatch.setattr(embedded_model, "_TOKENIZER_SHA256", whole["tokenizer.json"])
     monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / folder.name, whole
+    return embedded_model.embedded_folder(), whole
 
 
 def hashes(folder):
@@ -117,14 +118,14 @@ def test_a_conversion_killed_at_any_time_leaves_nothing_or_the_whole_model(kills
     folder, whole = conversion
     moments = random.Random(kills)
     for _ in range(kills):
-        process = Process(lambda _: models.convert_embedded())
+        process = Process(lambda _: embedded_model.convert_embedded())
         process.kill(after=moments.uniform(0.0, 0.4))
         process.end()
         assert_absent_or_whole(folder, whole)
         if folder.exists():
-            assert models.convert_embedded() == folder
+            assert embedded_model.convert_embedded() == folder
             shutil.rmtree(folder)
-    models.convert_embedded()
+    embedded_model.convert_embedded()
     assert hashes(folder) == whole
     assert {path.name for path in folder.parent.iterdir()} - {f"{folder.name}.lock"} == {folder.name}
 
@@ -133,7 +134,7 @@ def test_a_conversion_killed_at_any_time_leaves_nothing_or_the_whole_model(kills
 def test_a_conversion_killed_in_front_of_any_change_of_a_file_leaves_nothing_or_the_whole_model(conversion):
     folder, whole = conversion
     change = 1
-    while killed_at(change, models.convert_embedded):
+    while killed_at(change, embedded_model.convert_embedded):
         assert_absent_or_whole(folder, whole)
         change += 1
         shutil.rmtree(folder, ignore_errors=True)
@@ -146,11 +147,11 @@ def test_a_conversion_killed_in_front_of_any_change_of_a_file_leaves_nothing_or_
 @pytest.mark.parametrize("after", [2.0, 6.0, 11.0])
 def test_the_embedded_models_conversion_leaves_nothing_or_the_whole_model(after, tmp_path, monkeypatch):
     monkeypatch.setenv("KNORM_CACHE", str(tmp_path))
-    process = Process(lambda _: models.convert_embedded())
+    process = Process(lambda _: embedded_model.convert_embedded())
     process.kill(after)
     process.end()
-    for folder in tmp_path.glob("smollm2-*[0-9]"):
-        assert models.convert_embedded() == folder  # which compares its hash with the pinned one
+    if (folder := embedded_model.embedded_folder()).exists():
+        assert embedded_model.convert_embedded() == folder  # which compares all hashes with the pinned ones
 
 
 # --- the baselines' regeneration

@@ -11,8 +11,12 @@ from tokenizers import pre_tokenizers
 LAYERS, HEADS, WIDTH, INNER = 2, 2, 16, 32
 
 
-def write_gguf(path: Path) -> Path:
-    """Write the file, the same bytes every time; its path."""
+def write_gguf(path: Path, pre: str | None = "smollm", tokenizer: str = "gpt2", add_bos: bool | None = None) -> Path:
+    """Write the file, the same bytes every time; its path.
+
+    ``pre``, ``tokenizer`` and ``add_bos`` are what it says of its tokenizer: the name of the pre-tokenizer, the kind
+    of vocabulary, and whether a text begins with BOS; None leaves the word out.
+    """
     vocabulary = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "in"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
@@ -25,7 +29,11 @@ def write_gguf(path: Path) -> Path:
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(vocabulary))
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(tokenizer)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
     writer.add_token_list(vocabulary)
     writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(vocabulary) - 1))
     writer.add_token_merges(["t h", "i n"])

