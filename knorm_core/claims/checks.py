@@ -1,22 +1,56 @@
-"""How claims are tested: pure functions of tables, each of which says whether the data bear a claim out.
+"""How claims are tested: functions of tables, each of which says whether the numbers bear a claim out.
 
-A check is called with the tables of one model, the name of one of them ("text set/what"), and the arguments that
+A check is called with the tables of one model, the name of one of them ("text set/kind"), and the arguments that
 the claim's entry declares; ``expected`` and ``tolerance`` are the entry's own, in per cent where they are changes or
-shares. It answers with an `Outcome`: the claim holds, does not hold, or (None) these data leave it open. Two rows
-differ only where a 95 % interval excludes no change.
+shares. It reads the intervals that it needs, and a rule of `knorm_core.claims.rules` decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
-from knorm_core.claims import observation_checks, perplexity_checks
-from knorm_core.claims.answer import Check
+from knorm_core.results.records import Number
 
-#: Every check by the name that an entry gives: the public functions of the two modules.
-CHECKS: Mapping[str, Check] = {
-    name: value
-    for module in (perplexity_checks, observation_checks)
-    for name, value in vars(module).items()
-    if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
-}
+MORE_TEXTS = "more texts, for a narrower interval"
+MORE_PROMPTS = "more prompts, for a narrower interval"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the tables say of a claim.
+
+    Attributes:
+        holds: whether it holds; None where the tables leave it open.
+        why: a clause with the numbers.
+        numbers: those numbers.
+        needs: what would settle it, where it is open.
+    """
+
+    holds: bool | None
+    why: str
+    numbers: tuple[Number, ...]
+    needs: str = ""
+
+
+Check = Callable[..., Answer]
+_Function = TypeVar("_Function", bound=Check)
+
+#: Every check by the name that an entry gives.
+CHECKS: dict[str, Check] = {}
+
+#: Checks whose numbers say something only of a model that has learned something.
+OF_TRAINED_MODELS: set[str] = set()
+
+
+def check(*, of_any_weights: bool = False) -> Callable[[_Function], _Function]:
+    """Enter a check into `CHECKS`; ``of_any_weights`` where random weights are as good as trained ones."""
+
+    def enter(function: _Function) -> _Function:
+        CHECKS[function.__name__] = function
+        if not of_any_weights:
+            OF_TRAINED_MODELS.add(function.__name__)
+        return function
+
+    return enter

@@ -1,28 +1,37 @@
-"""From claims and tables to verdicts: the only place where a verdict is decided.
+"""From claims and tables to verdicts: rules decide, this puts their answers together.
 
-A claim is tested on the model that it is about. It is *reproduced* where it holds; *explained* where it holds under
-a named fault and not without it; *refuted* where it does not hold; *not testable here* where there is no table to
-test it on, or the data leave it open. Where the model was not run, another may stand in: what that one shows is kept
-apart and is no verdict on the claim.
+A verdict is on a model that the claim is about. What any other model shows is kept apart, model by model: the claim
+carries over to it, does not, or that is open. `knorm_core.results.records.VERDICTS` defines the words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from knorm_core.claims.answer import Outcome, all_of
-from knorm_core.claims.checks import CHECKS
-from knorm_core.claims.loading import ANY_MODEL, Claim, Fault
-from knorm_core.claims.tables import Missing, Tables, models, slugs
-from knorm_core.results.records import Number, Results, StandIn, Verdict
-
-REPRODUCED, EXPLAINED, REFUTED, NOT_TESTABLE = "reproduced", "explained", "refuted", "not testable here"
+from knorm_core.claims import rules
+from knorm_core.claims.checks import CHECKS, OF_TRAINED_MODELS, Answer
+from knorm_core.claims.loading import Claim, Fault
+from knorm_core.claims.tables import Incomplete, Missing, Tables, models, slugs
+from knorm_core.results.records import (
+    CARRIES_OVER,
+    DOES_NOT_CARRY_OVER,
+    EXPLAINED,
+    NOT_TESTABLE,
+    OPEN,
+    REFUTED,
+    REPRODUCED,
+    Number,
+    Results,
+    Transfer,
+    Verdict,
+)
 
 _IN_FULL = 2  # tables whose numbers a sentence gives
 
-# A claim about any model falls with the first model that refutes it.
-_WEIGHT = (REFUTED, EXPLAINED, NOT_TESTABLE, REPRODUCED)
+# Of several models that a claim is about, the first of these that one has.
+_WEIGHT = (REFUTED, EXPLAINED, OPEN, REPRODUCED)
+_TRANSFER = {REPRODUCED: CARRIES_OVER, EXPLAINED: DOES_NOT_CARRY_OVER, REFUTED: DOES_NOT_CARRY_OVER, OPEN: OPEN}
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class _Finding:
     why: str
     numbers: tuple[Number, ...]
     tables: tuple[str, ...]
-    needs: str = ""
+    needs: str
 
 
 def judge(claims: Iterable[Claim], results: Results) -> list[Verdict]:
@@ -43,135 +52,147 @@ def judge(claims: Iterable[Claim], results: Results) -> list[Verdict]:
 
 
 def _judge(claim: Claim, results: Results) -> Verdict:
-    own = models(results) if claim.about == ANY_MODEL else slugs(claim.about)
+    measured = models(results)
+    own = measured if claim.about_any_model else [slug for about in claim.about for slug in slugs(about)]
     findings, missing = [], ""
     for model in own:
         try:
-            findings.append(_find(claim, results, model, claim.text_sets))
+            findings.append(_find(claim, results, model, [claim.text_sets]))
         except Missing as error:
             missing = missing or str(error)
-    if not findings:
-        absent = missing or "there are no tables at all"
-        return _verdict(
-            claim, verdict=NOT_TESTABLE, why=_sentence(absent), needs=claim.needs, stand_in=_stand_in(claim, results)
-        )
-    found = min(findings, key=lambda finding: _WEIGHT.index(finding.verdict))
-    beside = "".join(f"; {other.model}: {other.verdict}" for other in findings if other is not found)
-    return _verdict(
-        claim, verdict=found.verdict, why=_sentence(f"On {found.model}, {found.why}{beside}"),
-        numbers=found.numbers, tables=found.tables, needs=found.needs,
-    )  # fmt: skip
-
-
-def _verdict(claim: Claim, **found: object) -> Verdict:
+    if findings:
+        decisive = min(findings, key=lambda finding: _WEIGHT.index(finding.verdict))
+        beside = "".join(f"; {other.model}: {other.verdict}" for other in findings if other is not decisive)
+        why = f"On {decisive.model}, {decisive.why}{beside}"
+    else:
+        decisive = _Finding("", NOT_TESTABLE, "", (), (), claim.needs)
+        why = missing or "there are no tables at all"
     return Verdict(
         id=claim.id,
         source=claim.source,
         claim=claim.claim,
         where=claim.where,
         setting=claim.setting,
-        about=claim.about,
+        about=", ".join(claim.about),
         expected=claim.expected_text,
         tolerance=claim.tolerance_text,
-        **found,  # type: ignore[arg-type]
+        verdict=decisive.verdict,
+        why=_sentence(why),
+        numbers=decisive.numbers,
+        needs=decisive.needs,
+        transfers=[] if claim.stand_in is None else _transfers(claim, results, [m for m in measured if m not in own]),
+        tables=decisive.tables,
     )
 
 
-def _stand_in(claim: Claim, results: Results) -> StandIn | None:
-    """What another model shows on the claim's own texts, else what any model does on the texts that may stand in."""
-    if claim.stand_in is None:
-        return None
-    for text_sets in (claim.text_sets, claim.stand_in):
-        for model in models(results):
-            try:
-                found = _find(claim, results, model, text_sets)
-            except Missing:
-                continue
-            return StandIn(model, found.verdict, _sentence(f"On {model}, {found.why}"), found.numbers, found.tables)
-    return None
+def _transfers(claim: Claim, results: Results, others: Sequence[str]) -> list[Transfer]:
+    """What other models show on the claim's own texts, else on the texts that may stand in for them."""
+    transfers = []
+    for model in others:
+        try:
+            finding = _find(claim, results, model, [claim.text_sets, claim.stand_in or ()])
+        except Missing:
+            continue
+        why = f"On {finding.why}{f'; needs {finding.needs}' if finding.needs else ''}."
+        transfers.append(Transfer(model, _TRANSFER[finding.verdict], why, finding.numbers, finding.tables))
+    return transfers
 
 
-def _find(claim: Claim, results: Results, model: str, text_sets: Sequence[str]) -> _Finding:
-    """The verdict of one model's tables.
+def _find(claim: Claim, results: Results, model: str, choices: Sequence[Sequence[str]]) -> _Finding:
+    """What one model's tables say, on the first of several choices of text sets that it has tables of.
 
     Raises:
         Missing: it has none that the claim could be tested on.
     """
     tables = Tables(results, model, claim.settings)
-    plain = _outcome(claim, tables, text_sets)
-    why, numbers, names = plain.why, list(plain.numbers), list(plain.tables)
-    explained = False
-    for fault, outcome in _under_faults(claim, tables, text_sets):
-        explained |= bool(outcome.holds)
-        why += f"; {_beside(plain.holds, fault, outcome.holds)} ({outcome.why})"
-        numbers += [Number(f"{fault}: {one.what}", one.value, one.low, one.high) for one in outcome.numbers]
-        names += outcome.tables
-    verdict = REPRODUCED if plain.holds else NOT_TESTABLE if plain.holds is None else REFUTED
-    if explained and plain.nowhere:
-        verdict = EXPLAINED
+    plain, text_sets = _first(claim, tables, choices)
+    why, numbers, names, under_faults = plain.why, list(plain.numbers), list(plain.tables), []
+    for fault in claim.faults.values():
+        try:
+            other = _on_all_tables(claim, tables, text_sets, fault)
+        except Missing:
+            continue
+        under_faults.append(other.holds)
+        why += f"; {_beside(plain.holds, fault.name, other.holds)} ({other.why})"
+        numbers += [Number.named(f"{fault.name}: {number.what}", number) for number in other.numbers]
+        names += other.tables
+    verdict = rules.verdict(plain.holds, under_faults, fails_everywhere=plain.fails_everywhere)
     return _Finding(model, verdict, why, tuple(numbers), tuple(dict.fromkeys(names)), plain.needs)
 
 
 @dataclass(frozen=True)
-class _Merged(Outcome):
-    """The outcome on all tables; ``nowhere``: whether the claim fails on every one of them."""
+class _Merged(Answer):
+    """The answer of all tables; ``fails_everywhere``: whether the claim fails on every one of them."""
 
     tables: tuple[str, ...] = ()
-    nowhere: bool = False
+    fails_everywhere: bool = False
 
 
-def _under_faults(claim: Claim, tables: Tables, text_sets: Sequence[str]) -> Iterator[tuple[str, _Merged]]:
-    """What comes out under every fault that was measured."""
-    for name, fault in claim.faults.items():
+def _first(claim: Claim, tables: Tables, choices: Sequence[Sequence[str]]) -> tuple[_Merged, Sequence[str]]:
+    missing = None
+    for text_sets in choices:
         try:
-            yield name, _outcome(claim, tables, text_sets, fault)
-        except Missing:
-            continue
+            return _on_all_tables(claim, tables, text_sets), text_sets
+        except Missing as error:
+            missing = missing or error
+    raise missing or Missing(f"claim {claim.id} names no tables")
 
 
-def _outcome(claim: Claim, tables: Tables, text_sets: Sequence[str], fault: Fault | None = None) -> _Merged:
-    """The check on every table that there is, as one outcome: it holds where it holds on all of them."""
+def _on_all_tables(claim: Claim, tables: Tables, text_sets: Sequence[str], fault: Fault | None = None) -> _Merged:
+    """The check on every table that there is, as one answer: it holds where it holds on all of them."""
     arguments = {**claim.arguments, **(fault.arguments if fault else {})}
-    found: dict[str, Outcome] = {}
+    answers: dict[str, Answer] = {}
     missing = None
     for text_set in text_sets:
-        for what in (fault and fault.tables) or claim.tables:
-            name = f"{text_set}/{what}"
+        for kind in (fault and fault.tables) or claim.tables:
+            name = f"{text_set}/{kind}"
             try:
-                table = tables.table(name)
-                found[table.name] = CHECKS[claim.check](tables, name, **arguments)
+                answers[tables.table(name).name] = _answer(claim.check, tables, name, arguments)
             except Missing as error:
                 missing = missing or error
-    if not found:
+    if not answers:
         raise missing or Missing(f"claim {claim.id} names no tables")
-    prefix, holds = len(tables.model) + 1, all_of([outcome.holds for outcome in found.values()])
+    prefix, holds = len(tables.model) + 1, rules.all_of([answer.holds for answer in answers.values()])
     return _Merged(
         holds=holds,
-        why=_why({name[prefix:]: outcome for name, outcome in found.items()}, holds),
+        why=_why({name[prefix:]: answer for name, answer in answers.items()}, holds),
         numbers=tuple(
-            Number(f"{name[prefix:]}, {one.what}", one.value, one.low, one.high)
-            for name, outcome in found.items()
-            for one in outcome.numbers
+            Number.named(f"{name[prefix:]}, {number.what}", number)
+            for name, answer in answers.items()
+            for number in answer.numbers
         ),
-        needs="" if holds is not None else next(one.needs for one in found.values() if one.holds is None),
-        tables=tuple(found),
-        nowhere=all(outcome.holds is False for outcome in found.values()),
+        needs="" if holds is not None else next(answer.needs for answer in answers.values() if answer.holds is None),
+        tables=tuple(answers),
+        fails_everywhere=all(answer.holds is False for answer in answers.values()),
     )
 
 
-def _why(found: Mapping[str, Outcome], holds: bool | None) -> str:
+def _answer(check: str, tables: Tables, name: str, arguments: Mapping[str, object]) -> Answer:
+    """The check's answer; open where the table lacks what its rule needs, or the model is evidence of nothing."""
+    if check in OF_TRAINED_MODELS and not name.startswith("latency/") and (nothing := tables.no_evidence()):
+        return Answer(None, nothing, (), "a model that has learned something")
+    try:
+        return CHECKS[check](tables, name, **arguments)
+    except Incomplete as error:
+        return Answer(None, "a number that the rule needs was not recorded", (), str(error))
+
+
+def _why(answers: Mapping[str, Answer], holds: bool | None) -> str:
     """One clause for all tables: what decides in full, twice at most, and the names of the others."""
-    deciding = [name for name, outcome in found.items() if outcome.holds == holds]
-    clauses = [f"{name}: {found[name].why}" for name in deciding[:_IN_FULL]]
-    groups = {"likewise": deciding[_IN_FULL:]}
+    deciding: dict[str, list[str]] = {}
+    for name, answer in answers.items():
+        if answer.holds == holds:
+            deciding.setdefault(answer.why, []).append(name)
+    clauses = [f"{', '.join(names)}: {why}" for why, names in [*deciding.items()][:_IN_FULL]]
+    groups = {"likewise": [name for names in [*deciding.values()][_IN_FULL:] for name in names]}
     for words, other in (("holding", True), ("open", None), ("not holding", False)):
         if other != holds:
-            groups[words] = [name for name, outcome in found.items() if outcome.holds == other]
+            groups[words] = [name for name, answer in answers.items() if answer.holds == other]
     return "; ".join([*clauses, *(f"{words} on {', '.join(names)}" for words, names in groups.items() if names)])
 
 
 def _beside(plain: bool | None, fault: str, holds: bool | None) -> str:
-    """How a fault's outcome is put beside the one without it."""
+    """How a fault's answer is put beside the one without it."""
     if holds is None:
         return f"open under {fault}"
     if holds:

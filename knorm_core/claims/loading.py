@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from knorm_core.claims.answer import Check
-from knorm_core.claims.checks import CHECKS
+from knorm_core.claims.checks import CHECKS, Check
+from knorm_core.results.annotations import fits
 
 ANY_MODEL = "any model"
 _SOURCES = ("report", "paper")
 _REQUIRED = ("id", "claim", "where", "setting", "about", "expected", "check", "text_sets", "tables", "needs")
 _OPTIONAL = ("arguments", "tolerance", "unit", "settings", "stand_in", "faults")
-_DEFAULTS = ("setting", "about", "needs", "settings", "text_sets", "tables")
+_DEFAULTS = ("setting", "about", "needs", "settings", "text_sets", "tables", "stand_in")
 
 
 class ClaimError(ValueError):
@@ -29,6 +29,7 @@ class ClaimError(ValueError):
 class Fault:
     """A named fault under which the claim is tested again: with other tables, other arguments, or both."""
 
+    name: str
     tables: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -38,14 +39,15 @@ class Claim:
     """One entry of the ledger; id to expected as in `knorm_core.results.records.Verdict`.
 
     Attributes:
+        about: the models that it is about, or `ANY_MODEL` alone.
         expected: a number or a pair of numbers, which the check is given, or words, which it is not.
         tolerance: in per cent.
         unit: of a number that is expected: "%" for a change; else only shown.
         check: a name in `knorm_core.claims.checks.CHECKS`.
         arguments: of the check, expected and tolerance among them.
-        text_sets, tables: the check is made on every table "text set/table" that there is.
-        stand_in: None where no other model can say anything; else text sets that may stand in for those of
-            the claim as well.
+        text_sets, tables: the check is made on every table "text set/kind" that there is.
+        stand_in: None where no other model can say anything; else text sets on which another model may be shown
+            where it was not run on those of the claim.
         faults: by name.
         settings: see `knorm_core.claims.tables.Tables`.
         needs: what it takes to have the tables.
@@ -56,7 +58,7 @@ class Claim:
     claim: str
     where: str
     setting: str
-    about: str
+    about: tuple[str, ...]
     expected: Any
     tolerance: float
     unit: str
@@ -68,6 +70,11 @@ class Claim:
     faults: Mapping[str, Fault]
     settings: Mapping[str, Any]
     needs: str
+
+    @property
+    def about_any_model(self) -> bool:
+        """Whether every model can hold or refute it."""
+        return self.about == (ANY_MODEL,)
 
     @property
     def expected_text(self) -> str:
@@ -126,28 +133,28 @@ def _read(path: Path) -> list[Claim]:
 
 def _claim(entry: dict[str, Any], source: str, where: str) -> Claim:
     _keys(entry, _REQUIRED, _OPTIONAL, where)
-    for key in ("id", "claim", "where", "setting", "about", "check", "needs"):
+    for key in ("id", "claim", "where", "setting", "check", "needs"):
         _expect(isinstance(entry[key], str) and entry[key].strip(), where, key, entry[key], "text that is not empty")
+    about = [entry["about"]] if isinstance(entry["about"], str) else entry["about"]
+    _expect(fits(about, Sequence[str]) and about, where, "about", entry["about"], "a model or a list of them")
     for key in ("text_sets", "tables"):
-        _expect(_fits(entry[key], Sequence[str]) and entry[key], where, key, entry[key], "a list of names")
+        _expect(fits(entry[key], Sequence[str]) and entry[key], where, key, entry[key], "a list of names")
     _expect(entry["claim"].endswith("."), where, "claim", entry["claim"], "a sentence with a full stop")
     tolerance = entry.get("tolerance", 0)
-    _expect(
-        _fits(tolerance, float) and tolerance >= 0, where, "tolerance", tolerance, "a number of per cent, 0 or more"
-    )
+    _expect(fits(tolerance, float) and tolerance >= 0, where, "tolerance", tolerance, "a number of per cent, 0 or more")
     _expect(isinstance(entry.get("unit", ""), str), where, "unit", entry.get("unit"), "text")
     expected = entry["expected"]
-    pair = _fits(expected, Sequence[float]) and len(expected) == 2 and expected[0] <= expected[1]
+    pair = fits(expected, Sequence[float]) and len(expected) == 2 and expected[0] <= expected[1]
     in_words = isinstance(expected, str) and expected.strip()
     _expect(
-        _fits(expected, float) or pair or in_words, where, "expected", expected,
+        fits(expected, float) or pair or in_words, where, "expected", expected,
         "a number, a pair of them in ascending order, or words",
     )  # fmt: skip
     for key in ("arguments", "faults", "settings"):
         _expect(isinstance(entry.get(key, {}), dict), where, key, entry.get(key), "a table")
     stand_in = entry.get("stand_in")
-    _expect(stand_in is None or _fits(stand_in, Sequence[str]), where, "stand_in", stand_in, "a list of text sets")
-    if stand_in is not None and entry["about"] == ANY_MODEL:
+    _expect(stand_in is None or fits(stand_in, Sequence[str]), where, "stand_in", stand_in, "a list of text sets")
+    if stand_in is not None and ANY_MODEL in about:
         raise ClaimError(f"{where}: stand_in goes with a claim about a named model, and this one is about {ANY_MODEL}")
     if entry["check"] not in CHECKS:
         raise ClaimError(f"{where}: check = {entry['check']!r} does not exist; there are {', '.join(sorted(CHECKS))}")
@@ -161,11 +168,12 @@ def _claim(entry: dict[str, Any], source: str, where: str) -> Claim:
         _expect(isinstance(fault, dict) and fault, where, key, fault, "a table with other tables or arguments")
         _keys(fault, (), ("tables", "arguments"), f"{where}, {key}")
         names = fault.get("tables", [])
-        _expect(_fits(names, Sequence[str]), where, f"{key}.tables", names, "a list of names")
+        _expect(fits(names, Sequence[str]), where, f"{key}.tables", names, "a list of names")
         _check_arguments(check, {**arguments, **fault.get("arguments", {})}, where, f"{key}.arguments")
-        faults[name] = Fault(tuple(names), fault.get("arguments", {}))
+        faults[name] = Fault(name, tuple(names), fault.get("arguments", {}))
     return Claim(
-        **{key: entry[key] for key in ("id", "claim", "where", "setting", "about", "check", "needs")},
+        **{key: entry[key] for key in ("id", "claim", "where", "setting", "check", "needs")},
+        about=tuple(about),
         source=source,
         expected=expected,
         tolerance=tolerance,
@@ -190,7 +198,7 @@ def _check_arguments(check: Check, arguments: Mapping[str, Any], where: str, key
     _keys(arguments, required, tuple(parameters), f"{where}, {key} of {check.__name__}")
     hints = typing.get_type_hints(check)
     for name, value in arguments.items():
-        _expect(_fits(value, hints[name]), where, f"{key}.{name}", value, f"what {check.__name__} takes: {hints[name]}")
+        _expect(fits(value, hints[name]), where, f"{key}.{name}", value, f"what {check.__name__} takes: {hints[name]}")
 
 
 def _keys(content: Mapping[str, Any], required: Sequence[str], optional: Sequence[str], where: str) -> None:
@@ -207,17 +215,3 @@ def _keys(content: Mapping[str, Any], required: Sequence[str], optional: Sequenc
 def _expect(right: Any, where: str, key: str, value: Any, what: str) -> None:
     if not right:
         raise ClaimError(f"{where}: {key} = {value!r} is not {what}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of TOML is of the annotated type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is None:
-        if hint is float:
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        return hint is Any or isinstance(value, hint)
-    if origin is Sequence or (isinstance(origin, type) and issubclass(origin, Sequence)):
-        return isinstance(value, list) and all(_fits(one, arguments[0]) for one in value)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, dict)
-    return any(_fits(value, one) for one in arguments)  # a union

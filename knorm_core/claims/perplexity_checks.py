@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any
 
-from knorm_core.claims.answer import MORE_TOKENS, Outcome, all_of, figure, shown
-from knorm_core.claims.tables import Interval, Missing, Tables, between, describe, find_row, interval, number, slugs
-from knorm_core.results.records import Number, Table
+from knorm_core.claims import rules
+from knorm_core.claims.checks import MORE_TEXTS, Answer, check
+from knorm_core.claims.tables import Missing, Tables, describe, find_row, interval, number, slugs
+from knorm_core.results.interval import Interval
+from knorm_core.results.records import Number
 
 
+@check()
 def cell_value(
-    tables: Tables, name: str, *, row: Mapping[str, Any], column: str, expected: float, tolerance: float = 0.0
-) -> Outcome:
-    """The cell is within ``tolerance`` per cent of ``expected``."""
+    tables: Tables,
+    name: str,
+    *,
+    row: Mapping[str, Any],
+    column: str,
+    expected: float,
+    source_texts: int,
+    tolerance: float = 0.0,
+) -> Answer:
+    """The cell is the published number, which comes from ``source_texts`` texts, within ``tolerance`` per cent."""
+    table = tables.table(name)
+    labelled = find_row(table, row)
+    value, texts = interval(table, labelled, column), number(table, labelled, "texts")
+    ratio = rules.against_published(value, expected, texts=texts, source_texts=source_texts)
+    what = f"{column.replace('_', ' ')} at {describe(row)}"
+    return Answer(
+        rules.cell_value(value, expected, tolerance, texts=texts, source_texts=source_texts),
+        f"{what} is {value.value:g} over {texts:g} texts, claimed {expected:g} over {source_texts}, which is {ratio}",
+        (Number.named(what, value), Number.named(f"{what}, over what is claimed", ratio)),
+        MORE_TEXTS,
+    )
+
+
+@check(of_any_weights=True)
+def count(tables: Tables, name: str, *, row: Mapping[str, Any], column: str, expected: float) -> Answer:
+    """The cell, a count, is the one that is claimed."""
     table = tables.table(name)
     value = number(table, find_row(table, row), column)
     what = f"{column.replace('_', ' ')} at {describe(row)}"
     why = f"{what} is {value:g}, claimed {expected:g}"
-    return Outcome(abs(value / expected - 1) <= tolerance / 100, why, (Number(what, value),))
+    return Answer(rules.count(value, expected), why, (Number.named(what, Interval.exact(value)),))
 
 
+@check()
 def change(
     tables: Tables,
     name: str,
@@ -31,76 +57,60 @@ def change(
     expected: float | Sequence[float],
     tolerance: float = 0.0,
     column: str = "ratio",
-) -> Outcome:
-    """The change against keep ratio 1 is ``expected`` per cent, or between two values, give or take ``tolerance``.
-
-    It does not hold where the whole interval lies outside that range, and is open where only the estimate does.
-    """
+) -> Answer:
+    """The change against keep ratio 1 is ``expected`` per cent, or between two values, give or take ``tolerance``."""
     table = tables.table(name)
-    found = interval(table, find_row(table, row), column)
-    ends = [expected] * 2 if isinstance(expected, int | float) else list(expected)
-    low, high = 1 + (ends[0] - tolerance) / 100, 1 + (ends[1] + tolerance) / 100
-    holds: bool | None = low <= found.value <= high
-    if not holds and found.low <= high and found.high >= low:
-        holds = None
-    claimed = " to ".join(f"{end:+g} %" for end in dict.fromkeys(ends))
-    return Outcome(
-        holds, f"{shown(found)} at {describe(row)}, claimed {claimed}", (figure(describe(row), found),), MORE_TOKENS
-    )
+    ratio = interval(table, find_row(table, row), column)
+    ends = [expected] if isinstance(expected, int | float) else list(expected)
+    claimed = " to ".join(f"{end:+g} %".replace("-", "−") for end in ends)
+    why = f"{ratio} at {describe(row)}, claimed {claimed}"
+    return Answer(rules.change(ratio, ends, tolerance), why, (Number.named(describe(row), ratio),), MORE_TEXTS)
 
 
-def no_loss(tables: Tables, name: str, *, row: Mapping[str, Any], tolerance: float) -> Outcome:
-    """The row is no more than ``tolerance`` per cent worse than no eviction, its interval included.
-
-    It does not hold where the interval excludes no change, and is open where it holds both.
-    """
+@check()
+def no_loss(tables: Tables, name: str, *, row: Mapping[str, Any], tolerance: float) -> Answer:
+    """The row is no more than ``tolerance`` per cent worse than no eviction."""
     table = tables.table(name)
-    found = interval(table, find_row(table, row))
-    holds = True if found.high <= 1 + tolerance / 100 else False if found.low > 1 else None
-    return Outcome(holds, f"{shown(found)} at {describe(row)}", (figure(describe(row), found),), MORE_TOKENS)
+    ratio = interval(table, find_row(table, row))
+    why = f"{ratio} at {describe(row)}"
+    return Answer(rules.no_loss(ratio, tolerance), why, (Number.named(describe(row), ratio),), MORE_TEXTS)
 
 
+@check()
 def no_difference(
     tables: Tables, name: str, *, row: Mapping[str, Any], reference: Mapping[str, Any], tolerance: float
-) -> Outcome:
-    """Two rows differ by no more than ``tolerance`` per cent either way, their interval included."""
+) -> Answer:
+    """Two rows differ by no more than ``tolerance`` per cent either way."""
     table = tables.table(name)
-    found = between(*(interval(table, find_row(table, labels)) for labels in (reference, row)))
-    same = found.high <= 1 + tolerance / 100 and found.low >= 1 - tolerance / 100
-    holds = True if same else None if found.low <= 1 <= found.high else False
-    why = f"{shown(found)} at {describe(row)} against {describe(reference)}"
-    return Outcome(holds, why, (figure(describe(row), found),), MORE_TOKENS)
+    ratio = tables.between(name, find_row(table, reference), find_row(table, row))
+    why = f"{ratio} at {describe(row)} against {describe(reference)}"
+    return Answer(rules.no_difference(ratio, tolerance), why, (Number.named(describe(row), ratio),), MORE_TEXTS)
 
 
-def rises(tables: Tables, name: str, *, keep_ratios: Sequence[float]) -> Outcome:
-    """Perplexity rises at every step from one keep ratio to the next lower one, beyond the interval in all.
-
-    It does not hold where any lower keep ratio is shown to be better than a higher one.
-    """
-    table = tables.table(name)
-    found = _by_ratio(table, keep_ratios)
-    ordered = sorted(found.items(), reverse=True)
-    fallen = [(one, other) for one, other in combinations(ordered, 2) if between(one[1], other[1]).high < 1]
-    rising = all(other.value > one.value for (_, one), (_, other) in pairwise(ordered))
-    shown_in_all = between(ordered[0][1], ordered[-1][1]).low > 1
-    why = "change " + ", ".join(f"{shown(ratio)} at keep {keep:g}" for keep, ratio in ordered if keep < 1)
-    if fallen:
-        (higher, _), (lower, _) = fallen[0]
-        why += f"; keep {lower:g} is better than {higher:g}"
-    numbers = tuple(figure(f"keep {keep:g}", ratio) for keep, ratio in ordered)
-    return Outcome(False if fallen else True if rising and shown_in_all else None, why, numbers, MORE_TOKENS)
+@check()
+def rises(tables: Tables, name: str, *, keep_ratios: Sequence[float]) -> Answer:
+    """Perplexity rises at every step from one keep ratio to the next lower one."""
+    ratios = sorted(keep_ratios, reverse=True)
+    steps = {
+        f"from keep {higher:g} to {lower:g}": _between_ratios(tables, name, higher, lower)
+        for higher, lower in pairwise(ratios)
+    }
+    return Answer(rules.rises([*steps.values()]), _listed(steps), _numbers(steps), MORE_TEXTS)
 
 
-def worst(tables: Tables, name: str, *, keep_ratio: float, keep_ratios: Sequence[float]) -> Outcome:
-    """``keep_ratio`` has the highest perplexity of all; not where another is shown to be worse."""
+@check()
+def worst(tables: Tables, name: str, *, keep_ratio: float, keep_ratios: Sequence[float]) -> Answer:
+    """``keep_ratio`` has the highest perplexity of all."""
     return _extreme(tables, name, keep_ratio, keep_ratios, highest=True)
 
 
-def mildest(tables: Tables, name: str, *, keep_ratio: float, keep_ratios: Sequence[float]) -> Outcome:
-    """``keep_ratio`` has the lowest perplexity of all; not where another is shown to be better."""
+@check()
+def mildest(tables: Tables, name: str, *, keep_ratio: float, keep_ratios: Sequence[float]) -> Answer:
+    """``keep_ratio`` has the lowest perplexity of all."""
     return _extreme(tables, name, keep_ratio, keep_ratios, highest=False)
 
 
+@check()
 def better(
     tables: Tables,
     name: str,
@@ -108,51 +118,49 @@ def better(
     one: Mapping[str, Any],
     other: Mapping[str, Any],
     keep_ratios: Sequence[float],
-) -> Outcome:
+) -> Answer:
     """The rows of ``one`` have a lower perplexity than those of ``other``, at every keep ratio."""
     table = tables.table(name)
-    holds: list[bool | None] = []
-    clauses, numbers = [], []
-    for keep in keep_ratios:
-        first, second = (interval(table, find_row(table, {**labels, "keep_ratio": keep})) for labels in (one, other))
-        found = between(first, second)
-        holds.append(True if found.low > 1 else False if found.high < 1 else None)
-        clauses.append(f"{shown(found)} at keep {keep:g}")
-        numbers.append(figure(f"keep {keep:g}", found))
-    why = f"{describe(other)} against {describe(one)}: {', '.join(clauses)}"
-    return Outcome(all_of(holds), why, tuple(numbers), MORE_TOKENS)
+    ratios = {
+        f"at keep {keep:g}": tables.between(
+            name, *(find_row(table, {**labels, "keep_ratio": keep}) for labels in (one, other))
+        )
+        for keep in keep_ratios
+    }
+    why = f"{describe(other)} against {describe(one)}: {_listed(ratios)}"
+    return Answer(rules.better([*ratios.values()]), why, _numbers(ratios), MORE_TEXTS)
 
 
-def never_fires(tables: Tables, name: str, *, rows: Sequence[Mapping[str, Any]]) -> Outcome:
+@check(of_any_weights=True)
+def never_fires(tables: Tables, name: str, *, rows: Sequence[Mapping[str, Any]]) -> Answer:
     """Nothing is evicted in any of these rows."""
-    return _evictions(tables, name, rows, lambda count: count == 0)
+    return _evictions(tables, name, rows, lambda evictions: evictions == 0)
 
 
-def fires(tables: Tables, name: str, *, rows: Sequence[Mapping[str, Any]]) -> Outcome:
+@check(of_any_weights=True)
+def fires(tables: Tables, name: str, *, rows: Sequence[Mapping[str, Any]]) -> Answer:
     """Something is evicted in each of these rows."""
-    return _evictions(tables, name, rows, lambda count: count > 0)
+    return _evictions(tables, name, rows, lambda evictions: evictions > 0)
 
 
+@check()
 def dilutes(
     tables: Tables, name: str, *, diluted: Mapping[str, Any], whole: Mapping[str, Any], keep_ratios: Sequence[float]
-) -> Outcome:
+) -> Answer:
     """At every keep ratio, the ``diluted`` row shows less of the change that the ``whole`` row shows."""
     table = tables.table(name)
-    holds, clauses, numbers = [], [], []
+    answers, clauses, numbers = [], [], []
     for keep in keep_ratios:
-        pair = [interval(table, find_row(table, {**labels, "keep_ratio": keep})) for labels in (whole, diluted)]
-        full, less = (abs(math.log(ratio.value)) for ratio in pair)
-        holds.append(less < full)
-        clauses.append(
-            f"{(pair[0].value - 1) * 100:+.1f} % becomes {(pair[1].value - 1) * 100:+.1f} % at keep {keep:g}"
-        )
-        numbers += [
-            figure(f"keep {keep:g}, {what}", ratio) for what, ratio in zip(("whole", "diluted"), pair, strict=True)
-        ]
-    return Outcome(all(holds), ", ".join(clauses), tuple(numbers))
+        rows = [find_row(table, {**labels, "keep_ratio": keep}) for labels in (whole, diluted)]
+        full, less = (interval(table, row) for row in rows)
+        answers.append(rules.dilutes(full, tables.between(name, *rows)))
+        clauses.append(f"{full} becomes {less} at keep {keep:g}")
+        numbers += [Number.named(f"keep {keep:g}, whole", full), Number.named(f"keep {keep:g}, diluted", less)]
+    return Answer(rules.all_of(answers), ", ".join(clauses), tuple(numbers), MORE_TEXTS)
 
 
-def shrinks_with_size(tables: Tables, name: str, *, models: Sequence[str], row: Mapping[str, Any]) -> Outcome:
+@check()
+def shrinks_with_size(tables: Tables, name: str, *, models: Sequence[str], row: Mapping[str, Any]) -> Answer:
     """The change at ``row`` is smaller in every larger one of these models (smallest first, two or more measured)."""
     measured: dict[str, Interval] = {}
     for model in models:
@@ -161,39 +169,45 @@ def shrinks_with_size(tables: Tables, name: str, *, models: Sequence[str], row: 
                 table = tables.table(name, slug)
             except Missing:
                 continue
-            measured[model] = interval(table, find_row(table, row))
+            measured[f"for {model}"] = interval(table, find_row(table, row))
             break
     if len(measured) < 2:
         raise Missing(f"there is a table {name} of {len(measured)} of these models: {', '.join(models)}")
-    steps = [between(one, other) for one, other in pairwise(measured.values())]
-    holds = all_of([True if step.high < 1 else False if step.low >= 1 else None for step in steps])
-    why = f"at {describe(row)}: " + ", ".join(f"{shown(ratio)} for {model}" for model, ratio in measured.items())
-    return Outcome(holds, why, tuple(figure(model, ratio) for model, ratio in measured.items()), MORE_TOKENS)
+    steps = [rules.unpaired(smaller, larger) for smaller, larger in pairwise(measured.values())]
+    why = f"at {describe(row)}: {_listed(measured)}"
+    return Answer(rules.shrinks(steps), why, _numbers(measured), MORE_TEXTS)
 
 
-def _by_ratio(table: Table, keep_ratios: Sequence[float]) -> dict[float, Interval]:
-    return {keep: interval(table, find_row(table, {"keep_ratio": keep})) for keep in keep_ratios}
-
-
-def _extreme(tables: Tables, name: str, keep_ratio: float, keep_ratios: Sequence[float], highest: bool) -> Outcome:
-    found = _by_ratio(tables.table(name), keep_ratios)
-    # Every other row over this one: below 1 where this one is the worse.
-    others = {keep: between(found[keep_ratio], ratio) for keep, ratio in found.items() if keep != keep_ratio}
-    confirming = all(ratio.high < 1 if highest else ratio.low > 1 for ratio in others.values())
-    beyond = [keep for keep, ratio in others.items() if (ratio.low > 1 if highest else ratio.high < 1)]
-    why = "change " + ", ".join(f"{shown(ratio)} at keep {keep:g}" for keep, ratio in found.items())
-    if beyond:
-        why += f"; {'worse' if highest else 'better'} than {keep_ratio:g}: {', '.join(f'{keep:g}' for keep in beyond)}"
-    numbers = tuple(figure(f"keep {keep:g}", ratio) for keep, ratio in found.items())
-    return Outcome(True if confirming else False if beyond else None, why, numbers, MORE_TOKENS)
-
-
-def _evictions(tables: Tables, name: str, rows: Sequence[Mapping[str, Any]], right: Callable[[float], bool]) -> Outcome:
+def _between_ratios(tables: Tables, name: str, reference: float, keep_ratio: float) -> Interval:
     table = tables.table(name)
-    clauses, numbers = [], []
+    return tables.between(name, *(find_row(table, {"keep_ratio": keep}) for keep in (reference, keep_ratio)))
+
+
+def _extreme(tables: Tables, name: str, keep_ratio: float, keep_ratios: Sequence[float], highest: bool) -> Answer:
+    others = {
+        f"keep {keep:g} against {keep_ratio:g}": _between_ratios(tables, name, keep_ratio, keep)
+        for keep in keep_ratios
+        if keep != keep_ratio
+    }
+    holds = rules.extreme([*others.values()], highest=highest)
+    return Answer(holds, _listed({f"at {what}": ratio for what, ratio in others.items()}), _numbers(others), MORE_TEXTS)
+
+
+def _evictions(tables: Tables, name: str, rows: Sequence[Mapping[str, Any]], right: Callable[[float], bool]) -> Answer:
+    table = tables.table(name)
+    clauses, evictions = [], {}
     for labels in rows:
         row = find_row(table, labels)
-        count, peak = (number(table, row, column) for column in ("evictions_per_layer", "peak_cache"))
-        clauses.append(f"{describe(labels)} has {count:g} evictions per layer and at most {peak:g} entries")
-        numbers.append(Number(f"evictions per layer, {describe(labels)}", count))
-    return Outcome(all(right(one.value) for one in numbers), "; ".join(clauses), tuple(numbers))
+        fired, peak = (number(table, row, column) for column in ("evictions_per_layer", "peak_cache"))
+        clauses.append(f"{describe(labels)} has {fired:g} evictions per layer and at most {peak:g} entries")
+        evictions[f"evictions per layer, {describe(labels)}"] = Interval.exact(fired)
+    holds = all(right(each.value) for each in evictions.values())
+    return Answer(holds, "; ".join(clauses), _numbers(evictions))
+
+
+def _listed(ratios: Mapping[str, Interval]) -> str:
+    return ", ".join(f"{ratio} {where}" for where, ratio in ratios.items())
+
+
+def _numbers(ratios: Mapping[str, Interval]) -> tuple[Number, ...]:
+    return tuple(Number.named(what, ratio) for what, ratio in ratios.items())

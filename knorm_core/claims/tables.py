@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from knorm_core.results.records import Results, Table
+from knorm_core.results.interval import Interval
+from knorm_core.results.records import Results, Table, TableRow, is_number
 
 
 class Missing(LookupError):
-    """A table, row or column that a check needs is not there; the message says which."""
+    """A table, row or number that a check needs was not measured; the message says which."""
 
 
-class Interval(NamedTuple):
-    """A ratio with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-NO_CHANGE = Interval(1.0, 1.0, 1.0)
+class Incomplete(LookupError):
+    """What was measured lacks what a rule needs; the message says what, so that the claim is open."""
 
 
 @dataclass(frozen=True)
@@ -41,27 +34,70 @@ class Tables:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def table(self, name: str, model: str | None = None) -> Table:
-        """The table ``name`` ("text set/what") of this model, or of another one.
+        """The table ``name`` ("text set/kind") of this model, or of another one.
 
         Raises:
             Missing: there is none.
         """
-        model = self.model if model is None else model
-        found = self.results.table(f"{model}/{name}")
-        if found is not None:
-            return found
-        suffixed = re.compile(re.escape(f"{model}/{name}") + "-[0-9a-f]{8}")
+        whole = f"{self.model if model is None else model}/{name}"
+        tables = [table for table in self.results.tables if table.name.removesuffix(table.variant) == whole]
+        for table in sorted(tables, key=lambda table: table.variant):
+            if not table.variant or self._made_with_settings(table):
+                return table
+        raise Missing(f"there is no table {whole}")
+
+    def _made_with_settings(self, table: Table) -> bool:
+        return bool(self.settings) and all(table.settings.get(name) == value for name, value in self.settings.items())
+
+    def between(self, name: str, reference: TableRow, row: TableRow) -> Interval:
+        """The paired ratio of a row to another one of the table ``name``.
+
+        A row against the uncompressed one has it in its own columns. Others are looked up in the table
+        ``<name>-pairs``, of which a row has ``row`` and ``reference`` (two labels, see `Table.label`) and the columns
+        ``ratio``, ``ratio_low`` and ``ratio_high``.
+
+        Raises:
+            Incomplete: that ratio was not recorded.
+        """
+        table = self.table(name)
+        labels = tuple(table.label(each) for each in (reference, row))
+        for each, other, turned in ((reference, row, False), (row, reference, True)):
+            if each.get("keep_ratio") == 1 and each.get("ratio") == 1:
+                ratio = interval(table, other)
+                return ratio.inverse if turned else ratio
+        try:
+            pairs = self.table(f"{name}-pairs")
+        except Missing:
+            pairs = Table("", (), ())
+        for pair in pairs.rows:
+            if (pair["reference"], pair["row"]) == labels:
+                return interval(pairs, pair)
+            if (pair["row"], pair["reference"]) == labels:
+                return interval(pairs, pair).inverse
+        raise Incomplete(f"the paired ratio of {labels[1]} to {labels[0]} in a table {self.model}/{name}-pairs")
+
+    def no_evidence(self) -> str:
+        """Why this model is evidence of nothing, or empty.
+
+        A model whose uncompressed perplexity is at least half its vocabulary (``vocabulary`` in what the table was
+        made from) predicts less than a bit better than a uniform guess, as random weights do.
+        """
         for table in self.results.tables:
-            if suffixed.fullmatch(table.name):
-                settings = table.made_from.get("settings", {})
-                if self.settings and all(settings.get(option) == value for option, value in self.settings.items()):
-                    return table
-        raise Missing(f"there is no table {model}/{name}")
+            vocabulary = table.made_from.get("vocabulary")
+            if table.model == self.model and is_number(vocabulary):
+                for row in table.rows:
+                    ppl = row.get("ppl")
+                    if row.get("keep_ratio") == 1 and is_number(ppl) and ppl >= vocabulary / 2:
+                        return (
+                            f"the model has learned nothing, so it is evidence of nothing: uncompressed it has a "
+                            f"perplexity of {ppl:,.0f} with a vocabulary of {vocabulary:,}"
+                        )
+        return ""
 
 
 def models(results: Results) -> list[str]:
     """Every model that has tables, in the order in which they were recorded."""
-    return list(dict.fromkeys(table.name.split("/", 1)[0] for table in results.tables))
+    return list(dict.fromkeys(table.model for table in results.tables))
 
 
 def slugs(model: str) -> tuple[str, ...]:
@@ -73,7 +109,7 @@ def slugs(model: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.sub(r"[^\w.-]+", "-", name) for name in (model, model.split("/")[-1])))
 
 
-def find_row(table: Table, labels: Mapping[str, Any]) -> Mapping[str, Any]:
+def find_row(table: Table, labels: Mapping[str, Any]) -> TableRow:
     """The one row that has these labels.
 
     Raises:
@@ -85,38 +121,30 @@ def find_row(table: Table, labels: Mapping[str, Any]) -> Mapping[str, Any]:
     return rows[0]
 
 
-def number(table: Table, row: Mapping[str, Any], column: str) -> float:
+def number(table: Table, row: TableRow, column: str) -> float:
     """One cell as a number.
 
     Raises:
         Missing: the row has no such column, or no number in it.
     """
     value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not is_number(value):
         raise Missing(f"{table.name} has no number in column {column!r}")
     return float(value)
 
 
-def interval(table: Table, row: Mapping[str, Any], column: str = "ratio") -> Interval:
-    """A paired ratio and its interval: columns ``column``, ``column_low`` and ``column_high``."""
-    return Interval(*(number(table, row, f"{column}{end}") for end in ("", "_low", "_high")))
+def interval(table: Table, row: TableRow, column: str = "ratio") -> Interval:
+    """A number and its interval: columns ``column``, ``column_low`` and ``column_high``.
 
-
-def between(one: Interval, other: Interval) -> Interval:
-    """``other`` over ``one``, both of them ratios to the same baseline, with an interval.
-
-    On the log scale the half widths that face each other add in quadrature. That is the 95 % interval where the
-    two rows err independently; where they err alike, as rows over the same tokens do, it is too wide and so
-    errs on the side of "no difference shown".
-
-    >>> [round(end, 3) for end in between(NO_CHANGE, Interval(1.5, 1.4, 1.6))]
-    [1.5, 1.4, 1.6]
+    Raises:
+        Missing: there is no number.
+        Incomplete: there is one, and no interval.
     """
-    difference = math.log(other.value) - math.log(one.value)
-    below = math.hypot(_log_ratio(other.value, other.low), _log_ratio(one.high, one.value))
-    above = math.hypot(_log_ratio(other.high, other.value), _log_ratio(one.value, one.low))
-    low, high = (_exp(difference + reach) for reach in (-below, above))
-    return Interval(math.exp(difference), low, high)
+    value = number(table, row, column)
+    for limit in (f"{column}_low", f"{column}_high"):
+        if not is_number(row.get(limit)):
+            raise Incomplete(f"the interval of {column} (columns {column}_low and {column}_high) in {table.name}")
+    return Interval(value, float(row[f"{column}_low"]), float(row[f"{column}_high"]))
 
 
 def describe(labels: Mapping[str, Any]) -> str:
@@ -142,17 +170,7 @@ _WORDS: Mapping[str, Callable[[Any], str]] = {
 }
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str):
-        return list(one) == list(other)
-    return bool(one == other)
-
-
-def _log_ratio(one: float, other: float) -> float:
-    if other == 0 or math.isinf(one):
-        return math.inf
-    return math.log(one / other)
-
-
-def _exp(value: float) -> float:
-    return math.inf if value == math.inf else math.exp(value)
+def _same(value: Any, label: Any) -> bool:
+    if isinstance(value, Sequence) and isinstance(label, Sequence) and not isinstance(value, str):
+        return list(value) == list(label)
+    return bool(value == label)

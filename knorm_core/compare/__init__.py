@@ -4,7 +4,14 @@
 machine, a GPU against a CPU.
 """
 
-from knorm_core.compare.cells import changed_cells, relative_change
-from knorm_core.compare.runs import Comparison, Difference, Flip, Moved, compare
+from knorm_core.compare.differences import (
+    Comparison,
+    Difference,
+    Flip,
+    Moved,
+    changed_cells,
+    compare,
+    relative_change,
+)
 
 __all__ = ["Comparison", "Difference", "Flip", "Moved", "changed_cells", "compare", "relative_change"]

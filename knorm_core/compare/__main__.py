@@ -15,19 +15,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from knorm_core.compare.runs import Comparison, Difference, Flip, Moved, compare
+from knorm_core.compare.differences import Comparison, Difference, Flip, Moved, compare
 from knorm_core.results.file import ResultsError, jsonable, read_results
 
-_SHOWN = 20  # cells per table in the terminal
+_MOST_ROWS = 20  # of a table in the terminal
 _EPILOG = """exit status:
   0  no cell moved by more than the tolerance of its baseline (tables without one, such as latencies, are shown and
      not counted, as are tables and verdicts that only one of the two has)
   1  a cell did
-  2  bad input: a folder without results, or an output file that cannot be written
+  2  nothing was compared: a folder without results, no table that both have, or an output file that cannot be written
 """
 
 
-class Section(NamedTuple):
+class Block(NamedTuple):
     """A heading, the headings of columns, rows of text, and what to say where there are none."""
 
     title: str
@@ -59,7 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ResultsError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal may have no "–" and no name of a model
+        sys.stdout.reconfigure(errors="replace")
     _print(comparison, options.out)
+    if not comparison.common:
+        print(f"{parser.prog}: no table is in both, so nothing was compared", file=sys.stderr)
+        return 2
     return int(comparison.beyond_tolerance)
 
 
@@ -70,22 +75,22 @@ def _output(value: str) -> Path:
     return path
 
 
-def _sections(comparison: Comparison) -> list[Section]:
+def _blocks(comparison: Comparison) -> list[Block]:
     only: list[tuple[str, ...]] = [(name, "A") for name in comparison.only_before]
     only += [(name, "B") for name in comparison.only_after]
     return [
-        Section(
+        Block(
             "Circumstances",
             ("what", "A", "B"),
-            [(one.what, one.before or "–", one.after or "–") for one in comparison.differences],
-            "Versions, machine and options are the same.",
+            [(each.what, each.before or "–", each.after or "–") for each in comparison.differences],
+            "Versions, machine, options, models and texts are the same.",
         ),
         *(
-            Section(name, ("row", "column", "A", "B", "change", "relative", "tolerance", "interval"), rows, "")
+            Block(name, ("row", "column", "A", "B", "change", "relative", "tolerance", "interval"), rows, "")
             for name, rows in _cells_by_table(comparison).items()
         ),
-        Section("Tables in one only", ("table", "in"), only, "Both have the same tables."),
-        Section(
+        Block("Tables in one only", ("table", "in"), only, "Both have the same tables."),
+        Block(
             "Verdicts that flipped",
             ("claim", "A", "B"),
             [(flip.claim, flip.before or "–", flip.after or "–") for flip in comparison.flips],
@@ -119,19 +124,19 @@ def _number(value: Any) -> str:
 
 def _print(comparison: Comparison, out: Path | None) -> None:
     console = Console()
-    for section in _sections(comparison):
-        if not section.rows:
-            console.print(section.none)
+    for block in _blocks(comparison):
+        if not block.rows:
+            console.print(block.none)
             continue
-        table = Table(title=Text(section.title), title_justify="left")
-        for heading in section.columns:
+        table = Table(title=Text(block.title), title_justify="left")
+        for heading in block.columns:
             table.add_column(heading, overflow="fold")
-        for row in section.rows[:_SHOWN]:
+        for row in block.rows[:_MOST_ROWS]:
             table.add_row(*map(Text, row))  # text, not markup: names may hold square brackets
         console.print(table)
-        if len(section.rows) > _SHOWN:
+        if len(block.rows) > _MOST_ROWS:
             where = f"{out} has them all" if out else "--out FILE writes them all"
-            console.print(f"and {len(section.rows) - _SHOWN} more; {where}", highlight=False, markup=False)
+            console.print(f"and {len(block.rows) - _MOST_ROWS} more; {where}", highlight=False, markup=False)
     console.print(_summary(comparison), highlight=False, soft_wrap=True)
 
 
@@ -155,13 +160,13 @@ def _json_lines(comparison: Comparison) -> str:
 
 def _markdown(comparison: Comparison) -> str:
     lines = ["# What moved", "", _summary(comparison)]
-    for section in _sections(comparison):
-        lines += ["", f"## {_escaped(section.title)}", ""]
-        if not section.rows:
-            lines.append(section.none)
+    for block in _blocks(comparison):
+        lines += ["", f"## {_escaped(block.title)}", ""]
+        if not block.rows:
+            lines.append(block.none)
             continue
-        lines += [_markdown_row(section.columns), _markdown_row(["---"] * len(section.columns))]
-        lines += map(_markdown_row, section.rows)
+        lines += [_markdown_row(block.columns), _markdown_row(["---"] * len(block.columns))]
+        lines += map(_markdown_row, block.rows)
     return "\n".join(lines) + "\n"
 
 

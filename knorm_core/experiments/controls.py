@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from knorm_core.evaluation import Evaluation, perplexity
-from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
+from knorm_core.experiments.intervals import perplexity_ratio
+from knorm_core.results.interval import Interval
 
 POLICIES = ("low_norm", "high_norm", "random", "recent", "sink_recent")
 SEEDS = (0, 1, 2, 3, 4)
@@ -51,12 +52,9 @@ def control_rows(
 
 def pooled(evaluations: Sequence[Evaluation], uncompressed: Sequence[Evaluation]) -> dict[str, float]:
     """Perplexity over all texts, its ratio to the uncompressed one with an interval, and the memory behind it."""
-    interval = perplexity_ratio(evaluations, uncompressed)
     return {
         "ppl": perplexity(evaluations),
-        "ratio": interval.ratio,
-        "ratio_low": interval.low,
-        "ratio_high": interval.high,
+        **perplexity_ratio(evaluations, uncompressed).columns("ratio"),
         "mean_cache": fmean(evaluation.mean_cache for evaluation in evaluations),
         "peak_cache": max(evaluation.peak_cache for evaluation in evaluations),
     }
@@ -67,6 +65,6 @@ def averaged(evaluations: Sequence[Evaluation]) -> Evaluation:
     return replace(evaluations[0], nll=torch.stack([evaluation.nll for evaluation in evaluations]).mean(dim=0))
 
 
-def shown_change(interval: RatioInterval) -> dict[str, str]:
+def shown_change(interval: Interval) -> dict[str, str]:
     """The two columns that a person reads."""
-    return {"change": f"{interval.ratio - 1:+.1%}", "95 % interval": str(interval)}
+    return {"change": interval.change, "95 % interval": interval.limits}

@@ -1,15 +1,14 @@
-"""Error bars: by how much perplexity changed, and between which limits the change may be believed.
+"""Error bars: by how much perplexity changed, with its 95 % interval.
 
-Two evaluations of the same tokens are compared token by token, so what is hard about a text cancels.
-Neighbouring losses hang together, so what is drawn again is a block of tokens, never a single one. The
-texts are taken as they are: the interval speaks of more prose of these kinds, not of other kinds.
+Two evaluations of the same tokens are compared token by token: pairing cancels the text's difficulty. Neighbouring
+losses are correlated, so blocks of tokens are resampled. The texts are taken as they are: the interval speaks of more
+prose of these kinds, not of other kinds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,25 +16,10 @@ from scipy.stats import bootstrap
 
 from knorm_core.counts import check_int
 from knorm_core.evaluation import Evaluation
+from knorm_core.results.interval import Interval
 
 BLOCK_TOKENS = 32  # longer than a sentence, short enough that a table has a hundred of them
 RESAMPLES = 9_999
-
-
-class RatioInterval(NamedTuple):
-    """A perplexity as a multiple of another one, with its confidence limits."""
-
-    ratio: float
-    low: float
-    high: float
-
-    @property
-    def excludes_no_change(self) -> bool:
-        """Whether the two rows are said to differ."""
-        return not self.low <= 1 <= self.high
-
-    def __str__(self) -> str:
-        return f"{self.low - 1:+.1%} … {self.high - 1:+.1%}"
 
 
 def perplexity_ratio(
@@ -46,7 +30,7 @@ def perplexity_ratio(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> RatioInterval:
+) -> Interval:
     """Perplexity of ``rows`` over that of ``baseline``, with a paired, blockwise bootstrap interval.
 
     Every text is cut into blocks of ``block_tokens`` scored tokens (the last may be shorter, and none
@@ -76,9 +60,9 @@ def perplexity_ratio(
     sums, counts = _blocks(rows, baseline, block_tokens)
     ratio = math.exp(sums.sum() / counts.sum())
     if not sums.any():
-        return RatioInterval(1.0, 1.0, 1.0)
+        return Interval.exact(1.0)
     if len(sums) == 1:  # nothing to draw from
-        return RatioInterval(ratio, 0.0, math.inf)
+        return Interval(ratio, 0.0, math.inf)
     drawn = bootstrap(
         (sums, counts),
         lambda s, c, axis: np.exp(s.sum(axis) / c.sum(axis)),
@@ -89,15 +73,15 @@ def perplexity_ratio(
         confidence_level=confidence,
         random_state=np.random.default_rng(seed),
     ).confidence_interval
-    return RatioInterval(ratio, float(drawn.low), float(drawn.high))
+    return Interval(ratio, float(drawn.low), float(drawn.high))
 
 
-def shared_losses(one: Evaluation, other: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
+def shared_losses(row: Evaluation, other: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
     """The losses of the tokens that both scored: evaluations score a text up to its end."""
-    if one.seq_len != other.seq_len:
-        raise ValueError(f"a text of {one.seq_len} tokens cannot be paired with one of {other.seq_len}")
-    count = min(len(one.nll), len(other.nll))
-    return one.nll[-count:], other.nll[-count:]
+    if row.seq_len != other.seq_len:
+        raise ValueError(f"a text of {row.seq_len} tokens cannot be paired with one of {other.seq_len}")
+    count = min(len(row.nll), len(other.nll))
+    return row.nll[-count:], other.nll[-count:]
 
 
 def _blocks(

@@ -19,11 +19,10 @@ import torch
 
 from knorm_core.counts import check_choice, check_int
 from knorm_core.inputs.models import DTYPES, EMBEDDED, model_folder
-from knorm_core.latency.claim import Verdict, judge_ttft_claim
 from knorm_core.latency.environment import Environment
 from knorm_core.latency.generation import generation_schedule
 from knorm_core.latency.measure import check_keep_ratios, check_rounds
-from knorm_core.latency.quantity import Quantity, Ratio, quantity, ratio_of
+from knorm_core.latency.quantity import Quantity, quantity, ratio_of
 from knorm_core.latency.rounds import Failure, run_rounds
 from knorm_core.setting import NoEvictionError, asked_to_compress
 
@@ -85,14 +84,10 @@ class ColdStart:
     failures: tuple[Failure, ...]
     environment: Environment
 
-    def verdict(self, claimed_fall: float = 0.88) -> Verdict:
-        """The verdict on a claimed fall of the time to first token."""
-        honest = [_ratio(row.warm_ttft).median for row in self.rows if asked_to_compress(row.keep_ratio)]
-        return judge_ttft_claim(_ratio(self.first_call).median, min(honest), claimed_fall)
+    def __str__(self) -> str:
+        from knorm_core.latency.tables import cold_start_tables
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as dicts, lists, numbers and strings, for JSON, the verdict included."""
-        return dataclasses.asdict(self) | {"verdict": dataclasses.asdict(self.verdict())}
+        return "\n".join(map(str, cold_start_tables(self)))
 
 
 def measure_cold_start(
@@ -230,9 +225,3 @@ def _row(index: int, keep_ratio: float, reports: Sequence[dict[str, Any]], seed:
         warm_ttft=warm("ttft_seconds"),
         warm_throughput=warm("tokens_per_second"),
     )
-
-
-def _ratio(measured: Quantity) -> Ratio:
-    if measured.ratio is None:
-        raise ValueError("the baseline took no time at all: there is no ratio to it")
-    return measured.ratio

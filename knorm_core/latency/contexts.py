@@ -6,10 +6,8 @@ are affordable; the prompt is compressed once, when it is in, and decoding goes 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -46,16 +44,15 @@ class Contexts:
         gains = None
         for context, latency in zip(reversed(self.contexts), reversed(self.latencies), strict=True):
             ratio = latency.row(keep_ratio).tokens_per_second.ratio
-            if ratio is None or ratio.low is None or ratio.low <= 1:
+            if ratio is None or ratio.low <= 1:
                 break
             gains = context
         return gains
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as dicts, lists, numbers and strings, for JSON."""
-        return dataclasses.asdict(self) | {
-            "gains_from": [{"keep_ratio": ratio, "context": self.gains_from(ratio)} for ratio in self.keep_ratios]
-        }
+    def __str__(self) -> str:
+        from knorm_core.latency.tables import contexts_table
+
+        return str(contexts_table(self))
 
 
 def measure_contexts(

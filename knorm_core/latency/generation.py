@@ -74,7 +74,7 @@ class Job:
         return after_prompt, *cache_lengths(fed + 1, self.prompt_tokens, schedule)
 
 
-class Prompt(NamedTuple):
+class FedPrompt(NamedTuple):
     """A prompt that has been fed: its cache, its next token (1, 1), and the seconds both took."""
 
     cache: DynamicCache
@@ -83,7 +83,7 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class GenerationCost:
     """What one generation took; the fields of `LatencyRow` say what each number is."""
 
     ttft_seconds: float
@@ -125,18 +125,18 @@ def device_clock() -> Clock:
 
 
 @torch.inference_mode()
-def feed_prompt(job: Job) -> Prompt:
+def feed_prompt(job: Job) -> FedPrompt:
     """Feed the prompt in one block to a fresh cache (all layers are equally long, so the mask is right)."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=job.model.config) if job.sliding else DynamicCache()
     begin = job.clock()
     token = _next_token(job, job.input_ids[None], 0, cache)
-    return Prompt(cache, token, job.clock() - begin)
+    return FedPrompt(cache, token, job.clock() - begin)
 
 
 @torch.inference_mode()
-def generate(job: Job, keep_ratio: float, prompt: Prompt | None = None) -> Run:
+def generate(job: Job, keep_ratio: float, prompt: FedPrompt | None = None) -> GenerationCost:
     """Measure one generation at one keep ratio.
 
     Args:
@@ -179,7 +179,7 @@ def generate(job: Job, keep_ratio: float, prompt: Prompt | None = None) -> Run:
         _check_cache(job, keep_ratio, cache, lengths, held)
     if decode_seconds <= 0:
         raise RuntimeError(f"the clock did not advance while {job.new_tokens} tokens were decoded")
-    return Run(
+    return GenerationCost(
         ttft_seconds=prompt_seconds + prompt_compressed,
         tokens_per_second=job.new_tokens / decode_seconds,
         compress_seconds=compress_seconds if asked_to_compress(keep_ratio) else 0.0,

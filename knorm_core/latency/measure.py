@@ -14,7 +14,7 @@ from torch import nn
 from knorm_core.compressor import l2_compress
 from knorm_core.counts import check_int, check_keep_ratio
 from knorm_core.latency.environment import Environment, watched
-from knorm_core.latency.generation import Clock, Job, Prompt, Run, device_clock, generate
+from knorm_core.latency.generation import Clock, FedPrompt, GenerationCost, Job, device_clock, generate
 from knorm_core.latency.quantity import Quantity, quantity
 from knorm_core.latency.rounds import Failure, run_rounds
 from knorm_core.methods.forward import private_copy
@@ -52,7 +52,7 @@ class LatencyRow:
     peak_device_bytes: Quantity | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Latency(Sequence[LatencyRow]):
     """The rows of one measurement, one per keep ratio in the order given, and what they were measured on.
 
@@ -92,9 +92,14 @@ class Latency(Sequence[LatencyRow]):
                 return row
         raise KeyError(f"keep_ratio={keep_ratio!r} was not measured, but {[row.keep_ratio for row in self.rows]}")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as dicts, lists, numbers and strings, for JSON."""
-        return dataclasses.asdict(self)
+    def __str__(self) -> str:
+        from knorm_core.latency.tables import latency_table
+
+        return str(latency_table(self))
+
+    def __repr__(self) -> str:
+        ratios = ", ".join(f"{row.keep_ratio:g}" for row in self.rows)
+        return f"<Latency of keep {ratios}: prompt {self.prompt_tokens}, {self.new_tokens} tokens decoded>"
 
 
 def measure_latency(
@@ -146,7 +151,7 @@ def measure_latency(
 
 
 def measure_job(
-    job: Job, keep_ratios: Sequence[float], *, repeats: int, warmup: int, seed: int, prompt: Prompt | None = None
+    job: Job, keep_ratios: Sequence[float], *, repeats: int, warmup: int, seed: int, prompt: FedPrompt | None = None
 ) -> Latency:
     """`measure_latency` of a checked job; with ``prompt``, it is fed once and shared by all runs."""
     with watched(job.model) as environment:
@@ -171,13 +176,13 @@ def measure_job(
         )
 
 
-def _row(job: Job, keep_ratio: float, completed: Sequence[dict[float, Run]], seed: int) -> LatencyRow:
+def _row(job: Job, keep_ratio: float, completed: Sequence[dict[float, GenerationCost]], seed: int) -> LatencyRow:
     def measured(name: str) -> Quantity | None:
         samples = [getattr(results[keep_ratio], name) for results in completed]
         baseline = [getattr(results[_baseline(results)], name) for results in completed]
         return None if None in samples else quantity(samples, baseline, seed)
 
-    quantities: dict[str, Any] = {field.name: measured(field.name) for field in dataclasses.fields(Run)}
+    quantities: dict[str, Any] = {field.name: measured(field.name) for field in dataclasses.fields(GenerationCost)}
     return LatencyRow(keep_ratio=keep_ratio, evictions=len(job.schedule(keep_ratio)), **quantities)
 
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from knorm_core.results.interval import Interval
 
 CONFIDENCE = 0.95
 _RESAMPLES = 4999
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A ratio to the baseline, paired within a round.
+class Ratio(Interval):
+    """A ratio to the baseline, paired within a round; its limits are 0 and infinity for fewer than two rounds.
 
     Attributes:
-        median: of the paired ratios (not the ratio of the medians).
-        low, high: its 95 % interval; None where there are fewer than two rounds.
+        value: the median of the paired ratios (not the ratio of the medians).
         samples: the paired ratios, one per round.
     """
 
-    median: float
-    low: float | None
-    high: float | None
     samples: tuple[float, ...]
 
 
@@ -48,7 +47,7 @@ def quantity(samples: Sequence[float], baseline: Sequence[float], seed: int = 0)
     """Summarise samples, paired with those of the baseline; both (rounds,), in the same order.
 
     >>> measured = quantity([2.0, 4.0, 9.0], baseline=[1.0, 2.0, 3.0])
-    >>> measured.median, measured.ratio.median, measured.ratio.samples
+    >>> measured.median, measured.ratio.value, measured.ratio.samples
     (4.0, 2.0, (2.0, 2.0, 3.0))
     """
     lower, median, upper = (float(value) for value in np.percentile(samples, [25, 50, 75]))
@@ -64,8 +63,8 @@ def ratio_of(samples: Sequence[float], seed: int = 0) -> Ratio:
     return Ratio(float(np.median(samples)), low, high, tuple(samples))
 
 
-def median_interval(samples: Sequence[float], seed: int = 0) -> tuple[float | None, float | None]:
-    """95 % bootstrap interval of the median, or (None, None) for fewer than two samples.
+def median_interval(samples: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the median, (0, infinity) for fewer than two samples.
 
     The percentile interval, since the median's bootstrap distribution has only as many values as there
     are samples: bias correction and acceleration (BCa, scipy's default) rest on a jackknife that is
@@ -73,7 +72,7 @@ def median_interval(samples: Sequence[float], seed: int = 0) -> tuple[float | No
     the samples; with five of them it is that range.
     """
     if len(samples) < 2:
-        return None, None
+        return 0.0, math.inf
     if len(set(samples)) == 1:  # as cache bytes are
         return float(samples[0]), float(samples[0])
     from scipy import stats

@@ -2,7 +2,7 @@
 
 A quantity ``x`` becomes the columns ``x`` (the median), ``x_lower_quartile``, ``x_upper_quartile``, and, where there
 is a baseline, ``x_ratio`` (paired with keep ratio 1, or a first call with a warm one) with ``x_ratio_low`` and
-``x_ratio_high``, its 95 % interval (None for fewer than two rounds). Seconds, bytes, tokens per second.
+``x_ratio_high``, its 95 % interval (0 and infinity for fewer than two rounds). Seconds, bytes, tokens per second.
 """
 
 from __future__ import annotations
@@ -74,19 +74,14 @@ def _columns(row: Any) -> dict[str, Any]:
     return columns
 
 
-def _quantity(name: str, measured: Quantity) -> dict[str, float | None]:
-    columns: dict[str, float | None] = {
+def _quantity(name: str, measured: Quantity) -> dict[str, float]:
+    columns: dict[str, float] = {
         name: measured.median,
         f"{name}_lower_quartile": measured.lower_quartile,
         f"{name}_upper_quartile": measured.upper_quartile,
     }
     if measured.ratio is not None:
-        ratio = measured.ratio
-        columns |= {
-            f"{name}_ratio": ratio.median,
-            f"{name}_ratio_low": ratio.low,
-            f"{name}_ratio_high": ratio.high,
-        }
+        columns |= measured.ratio.columns(f"{name}_ratio")
     return columns
 
 

@@ -28,12 +28,9 @@ from knorm_core.compare import changed_cells
 from knorm_core.plugin.all_or_nothing import finish, replace_all
 from knorm_core.plugin.recorder import RecordTable
 from knorm_core.plugin.tables import print_table
-from knorm_core.results.records import Baseline, Cell
+from knorm_core.results.records import Baseline, ChangedCell
 
 RTOL = 1e-6
-# A confidence limit counts some blocks of 32 tokens several times, so where single tokens part by some 1e-6 (see
-# `knorm_core.methods.onepass`), it moves further than the mean over all of them: by 1.4e-6 between two processors.
-_LIMITS = 10
 _STAGING = "KNORM_STAGING"
 _VERSIONS = "versions"
 
@@ -85,7 +82,7 @@ class Golden:
             raise ValueError(f"{name}: {', '.join(key)} does not tell the rows apart")
         provenance = {**made_from, _VERSIONS: _versions()}
 
-        def record(status: str, cells: Sequence[Cell] = ()) -> None:
+        def record(status: str, cells: Sequence[ChangedCell] = ()) -> None:
             self._record_table(name, rows, key=key, made_from=provenance, baseline=Baseline(status, rtol, atol, cells))
 
         if self._staging is not None:
@@ -133,11 +130,7 @@ class Golden:
                 frame,
                 fullpath=table,
                 default_tolerance={"rtol": rtol, "atol": atol},
-                tolerances={
-                    column: {"rtol": _LIMITS * rtol, "atol": atol}
-                    for column in frame
-                    if column.endswith(("_low", "_high"))
-                },
+                tolerances={column: {"rtol": Baseline("same", rtol).rtol_of(column), "atol": atol} for column in frame},
             )
             record("same", cells)
         except AssertionError as error:

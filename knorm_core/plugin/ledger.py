@@ -14,7 +14,7 @@ from knorm_core.claims import ClaimError, judge, load_claims
 from knorm_core.plugin.tables import print_table
 from knorm_core.results.records import VERDICTS, Results, Table, Verdict
 
-_STYLES = dict(zip(VERDICTS, ("green", "yellow", "red", "dim"), strict=True))
+_STYLES = dict(zip(VERDICTS, ("green", "yellow", "red", "cyan", "dim"), strict=True))
 
 
 class Ledger(NamedTuple):
@@ -35,7 +35,7 @@ class Ledger(NamedTuple):
         except ClaimError as error:
             return cls((), False, str(error))
         names = {table.name for table in recorded}
-        return cls(verdicts, any(names.intersection(rests_on(verdict)) for verdict in verdicts))
+        return cls(verdicts, any(names.intersection(verdict.rests_on) for verdict in verdicts))
 
     def show(self, terminalreporter: Any) -> None:
         """Print one table per source, if this run says anything about the claims."""
@@ -57,20 +57,5 @@ def verdict_table(source: str, verdicts: Sequence[Verdict]) -> RichTable:
     table.add_column("verdict", ratio=2, overflow="fold")
     for verdict in verdicts:
         # Text, not markup: a model's name may hold square brackets.
-        table.add_row(Text(verdict.claim), Text.assemble((verdict.verdict, _STYLES[verdict.verdict]), reason(verdict)))
+        table.add_row(Text(verdict.claim), Text.assemble((verdict.verdict, _STYLES[verdict.verdict]), verdict.reason))
     return table
-
-
-def reason(verdict: Verdict) -> str:
-    """What follows the verdict's name: why, what it would take, and what stands in."""
-    sentences = [f". {verdict.why}"] if verdict.tables else []
-    if verdict.needs:
-        sentences.append(f"{'Needs' if sentences else ': needs'} {verdict.needs}.")
-    if verdict.stand_in is not None:
-        sentences.append(f"A stand-in, kept apart: {verdict.stand_in.verdict}. {verdict.stand_in.why}")
-    return " ".join(sentences)
-
-
-def rests_on(verdict: Verdict) -> set[str]:
-    """Names of the tables behind a verdict, the stand-in's too."""
-    return {*verdict.tables, *(verdict.stand_in.tables if verdict.stand_in else ())}

@@ -19,7 +19,7 @@ import pytest
 from knorm_core.plugin.ledger import Ledger
 from knorm_core.plugin.report_files import unwritable, write
 from knorm_core.results.file import FILE, ResultsError, read_results
-from knorm_core.results.records import Baseline, Cell, Results, Run, Table, Test
+from knorm_core.results.records import Baseline, ChangedCell, Results, Run, Table, Test
 
 _PROPERTY = "knorm_result"
 _VERSIONS = ("knorm", "torch", "transformers", "datasets", "numpy", "scipy", "pytest")
@@ -127,7 +127,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def _table(content: Any, run: str) -> Table:
     """A table as a worker has sent it."""
     baseline = Baseline(**content["baseline"])
-    baseline = dataclasses.replace(baseline, cells=[Cell(**cell) for cell in content["baseline"]["cells"]])
+    baseline = dataclasses.replace(baseline, cells=[ChangedCell(**cell) for cell in content["baseline"]["cells"]])
     return Table(**{**content, "baseline": baseline, "run": run})
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from knorm_core.results.records import Results
+from knorm_core.results.replacement import replacement
 
 FILE = "index.html"
 
@@ -23,17 +23,8 @@ def write_report(results: Results, folder: str | os.PathLike[str]) -> Path:
 
     content = render(results).encode("utf-8", errors="replace")
     target = Path(folder) / FILE
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("wb", dir=target.parent, prefix=".report-", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, target)
+    with replacement(target) as file:
+        file.write(content)
     return target
 
 

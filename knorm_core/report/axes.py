@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from knorm_core.report.palette import LIGHT, SERIES
 from knorm_core.report.words import keep
+from knorm_core.results.interval import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,20 +26,17 @@ _MOST_TICKS = 7
 
 def log_limits(values: Iterable[float | None], around: float = 1.08) -> tuple[float, float]:
     """Limits of a logarithmic axis that holds every finite positive value, and 1."""
-    told = [1.0, *(value for value in values if value is not None and math.isfinite(value) and value > 0)]
-    return min(told) / around, max(told) * around**2
+    drawn = [1.0, *(value for value in values if value is not None and math.isfinite(value) and value > 0)]
+    return min(drawn) / around, max(drawn) * around**2
 
 
 def multiples_axis(ax: Axes, limits: tuple[float, float], label: str, *, axis: str = "y") -> None:
     """A logarithmic axis of multiples, with ticks that people read: ×1, ×1.5, ×2, …; a line at ×1."""
-    (ax.set_yscale if axis == "y" else ax.set_xscale)("log")
-    (ax.set_ylim if axis == "y" else ax.set_xlim)(limits)
     ticks = log_ticks(limits)
+    ax.set(**{f"{axis}scale": "log", f"{axis}lim": limits, f"{axis}label": label})
     which = ax.yaxis if axis == "y" else ax.xaxis
-    which.set_major_locator(fixed(ticks))
     which.set_minor_locator(fixed([]))
-    (ax.set_yticks if axis == "y" else ax.set_xticks)(ticks, [f"×{tick:g}" for tick in ticks])
-    (ax.set_ylabel if axis == "y" else ax.set_xlabel)(label)
+    which.set_ticks(ticks, [f"×{tick:g}" for tick in ticks])
     line = ax.axhline if axis == "y" else ax.axvline
     line(1, color=LIGHT["muted"], linewidth=1, zorder=1.5)
 
@@ -73,31 +71,39 @@ def keep_ratio_axis(ax: Axes, ratios: Sequence[float]) -> None:
 
 def with_intervals(
     ax: Axes,
-    points: Sequence[tuple[float, float, float | None, float | None]],
+    points: Sequence[tuple[float, Interval]],
     colour: str,
     *,
     label: str | None = None,
 ) -> None:
-    """A line through (x, y), with a bar from low to high where both are finite."""
+    """A line through the numbers at each x, with a bar from low to high where both are finite."""
     marker, line = SERIES[colour]
     ax.plot(
-        [x for x, *_ in points],
-        [y for _, y, *_ in points],
+        [x for x, _ in points],
+        [number.value for _, number in points],
         color=LIGHT[colour],
         marker=marker,
         linestyle=line,
         label=label,
         zorder=3,
     )
-    for x, _, low, high in points:
-        if low is not None and high is not None and math.isfinite(low) and math.isfinite(high) and low < high:
-            ax.plot([x, x], [low, high], color=LIGHT[colour], linewidth=1.3, marker="_", markersize=6, zorder=2.5)
+    for x, number in points:
+        if math.isfinite(number.low) and math.isfinite(number.high) and number.low < number.high:
+            ax.plot(
+                [x, x],
+                [number.low, number.high],
+                color=LIGHT[colour],
+                linewidth=1.3,
+                marker="_",
+                markersize=6,
+                zorder=2.5,
+            )
 
 
 def forest(
     ax: Axes,
     lines: Sequence[str],
-    series: Mapping[str, Sequence[tuple[float, float | None, float | None]]],
+    series: Mapping[str, Sequence[Interval]],
     label: str,
     claimed: Sequence[float | None] = (),
 ) -> None:
@@ -105,10 +111,10 @@ def forest(
 
     Args:
         lines: from the top down.
-        series: name -> (value, low, high) per line.
+        series: name -> a number per line.
         claimed: per line, what somebody else says, or None.
     """
-    told = [1.0]
+    drawn = [1.0]
     if any(claim is not None for claim in claimed):
         ax.plot(
             [math.nan if claim is None else claim for claim in claimed],
@@ -120,18 +126,18 @@ def forest(
             markerfacecolor=LIGHT["paper"],
             label="claimed",
         )
-        told += [claim for claim in claimed if claim is not None]
+        drawn += [claim for claim in claimed if claim is not None]
     for step, ((name, points), (colour, (marker, _))) in enumerate(zip(series.items(), SERIES.items(), strict=False)):
         at = [line + (step - (len(series) - 1) / 2) * 0.28 for line in range(len(lines))]
-        for y, (value, low, high) in zip(at, points, strict=True):
-            ends = [finite(low, value), finite(high, value)]
+        for y, number in zip(at, points, strict=True):
+            ends = [finite(number.low, number.value), finite(number.high, number.value)]
             ax.plot(ends, [y, y], color=LIGHT[colour], linewidth=1.4, zorder=2.5)
-            told += [value, *ends]
-        values = [value for value, *_ in points]
+            drawn += [number.value, *ends]
+        values = [number.value for number in points]
         ax.plot(values, at, linestyle="", marker=marker, color=LIGHT[colour], label=name, zorder=3)
-    told = [value for value in told if math.isfinite(value)]
-    around = 0.06 * (max(told) - min(told) or 1)
-    ax.set_xlim(min(told) - around, max(told) + around)
+    drawn = [value for value in drawn if math.isfinite(value)]
+    around = 0.06 * (max(drawn) - min(drawn) or 1)
+    ax.set_xlim(min(drawn) - around, max(drawn) + around)
     ax.xaxis.set_major_formatter(lambda value, _: f"×{value:g}")
     ax.locator_params(axis="x", nbins=6)
     ax.axvline(1, color=LIGHT["muted"], linewidth=1, zorder=1.5)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from knorm_core.compare import relative_change
 from knorm_core.report.section import MOST_ROWS, Absent, Section, ShownTable
 from knorm_core.report.words import counted, listed, number
-from knorm_core.results.records import Cell, Results, Table
+from knorm_core.results.records import ChangedCell, Results, Table
 
 _FIRST = ("changed", "other source", "damaged", "missing", "same")
 _MEANING = {
@@ -38,30 +38,41 @@ def section(results: Results) -> Section:
 
 
 def finding(tables: Sequence[Table]) -> str:
-    """How many tables are the same, and how far the furthest cell is from its baseline."""
+    """Whether every table agrees with its baseline, and how far the furthest cell is from its own."""
     if not tables:
         return ""
     counts = Counter(table.baseline.status for table in tables)
-    others = [f"{counts[status]} {status}" for status in counts if status != "same"]
-    if others:
-        head = f"{listed(others)}, of {counted(len(tables), 'table')}".capitalize()
+    parts = [f"{counts[status]} {_SENTENCES.get(status, status)}" for status in counts if status != "same"]
+    if parts:
+        head = f"Of {counted(len(tables), 'table')} {listed(parts)}"
+    elif len(tables) > 1:
+        head = f"All {counted(len(tables), 'table')} agree with their baselines"
     else:
-        head = (
-            f"All {counted(len(tables), 'table')} agree with their baselines"
-            if len(tables) > 1
-            else "The table agrees with its baseline"
-        )
-    moved = [(table, cell) for table in tables for cell in table.baseline.cells]
-    if not moved:
+        head = "The table agrees with its baseline"
+    cells = [(table, cell) for table in tables for cell in table.baseline.cells]
+    beyond = [pair for pair in cells if not pair[0].baseline.allows(pair[1].column, pair[1].baseline, pair[1].value)]
+    if not cells:
         return f"{head}; no cell differs."
-    table, cell = max(moved, key=lambda one: relative_change(one[1]))
-    cells = (
-        "the one cell that differs is" if len(moved) == 1 else f"of {len(moved):,} cells that differ, the furthest is"
+    table, cell = max(beyond or cells, key=lambda pair: relative_change(pair[1]))
+    if not beyond:
+        return f"{head}; every cell is within the tolerance, the furthest by {relative_change(cell):.1e}."
+    furthest = (
+        "the one cell beyond the tolerance is"
+        if len(beyond) == 1
+        else (f"of {len(beyond):,} cells beyond the tolerance, the furthest is")
     )
-    return f"{head}; {cells} {_told(table, cell)}."
+    return f"{head}; {furthest} {_described(table, cell)}."
 
 
-def _told(table: Table, cell: Cell) -> str:
+_SENTENCES = {
+    "changed": "changed",
+    "other source": "made from another model, text or setting",
+    "damaged": "with a baseline that cannot be read",
+    "missing": "without a baseline yet",
+}
+
+
+def _described(table: Table, cell: ChangedCell) -> str:
     by = relative_change(cell)
     before, now = number(cell.baseline), number(cell.value)
     if before == now:
@@ -90,7 +101,7 @@ def _by_table(tables: Sequence[Table]) -> ShownTable:
     )
 
 
-def _by_cell(cells: Sequence[tuple[Table, Cell]]) -> ShownTable:
+def _by_cell(cells: Sequence[tuple[Table, ChangedCell]]) -> ShownTable:
     return ShownTable(
         "Every cell that differs",
         ["table", "row", "column", "baseline", "now", "relative change"],

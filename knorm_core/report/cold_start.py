@@ -7,17 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from knorm_core.report import axes, claimed
-from knorm_core.report.named import Named, named
 from knorm_core.report.palette import LIGHT
-from knorm_core.report.section import Figure, Panel, shown
+from knorm_core.report.section import Figure, Panel, as_recorded, of_kind
 from knorm_core.report.svg import draw, plain, short
-from knorm_core.report.words import change, keep, listed, multiple, number
-from knorm_core.results.records import Results
+from knorm_core.report.words import keep, listed, number
+from knorm_core.results.interval import Interval, per_cent
+from knorm_core.results.records import Results, Table, TableRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = Mapping[str, Any]
 _INSIDE: Any = {"facecolor": LIGHT["blue"], "edgecolor": LIGHT["blue"]}
 _BEFORE: Any = {"facecolor": LIGHT["paper"], "edgecolor": LIGHT["muted"], "hatch": "////"}
 WHOLE, WITH_START = "whole first call", "first call, imports and loading"
@@ -25,10 +24,10 @@ WHOLE, WITH_START = "whole first call", "first call, imports and loading"
 
 def figures(results: Results) -> list[Figure]:
     """Per model of which both tables are there: the claim beside two ways to measure, and the parts of a first call."""
-    first = {one.model: one for one in named(results, "first-call")}
+    first = {one.model: one for one in of_kind(results, "first-call")}
     claims = claimed.by_keep_ratio(results.verdicts, "ttft")
     found = []
-    for index, one in enumerate(named(results, "cold-start")):
+    for index, one in enumerate(of_kind(results, "cold-start")):
         if one.model in first:
             found += [
                 _claim(f"cold-{index}", one, first[one.model], claims),
@@ -37,21 +36,19 @@ def figures(results: Results) -> list[Figure]:
     return found
 
 
-def finding(first_call: Row, rows: Sequence[Row], claims: Mapping[float, float]) -> str:
+def finding(first_call: TableRow, rows: Sequence[TableRow], claims: Mapping[float, float]) -> str:
     """What a cold baseline alone makes, beside what is claimed and what honest timers show."""
-    cold = first_call["seconds_ratio"]
-    takes = multiple(cold, first_call["seconds_ratio_low"], first_call["seconds_ratio_high"])
-    alone = change(1 / cold)
+    cold = Interval.of(first_call, "seconds_ratio")
     best = min(row["warm_ttft_ratio"] for row in rows if row["keep_ratio"] < 1)
-    text = f"A cold first call takes {takes} a warm one: a cold baseline alone makes {alone}"
+    text = f"A cold first call takes {cold.multiple} a warm one: a cold baseline alone makes {cold.inverse.change}"
     if claims:
         smallest = 1 + max(claims.values()) / 100
-        told = "which is as much as the" if 1 / cold <= smallest else "not the"
-        text += f", {told} {change(smallest)} claimed"
-    return f"{text}; with honest timers the best keep ratio has {change(best)}."
+        as_much = "which is as much as the" if cold.inverse.value <= smallest else "not the"
+        text += f", {as_much} {per_cent(smallest)} claimed"
+    return f"{text}; with honest timers the best keep ratio has {per_cent(best)}."
 
 
-def parts_finding(calls: Sequence[Row]) -> str:
+def parts_finding(calls: Sequence[TableRow]) -> str:
     """How long a first call takes, how much longer than a warm one, and what comes before it."""
     whole = _whole(calls)
     more = whole["seconds"] * (1 - 1 / whole["seconds_ratio"])
@@ -63,15 +60,15 @@ def parts_finding(calls: Sequence[Row]) -> str:
     )
 
 
-def _claim(name: str, one: Named, first: Named, claims: Mapping[float, float]) -> Figure:
-    rows = [row for row in one.table.rows if row["keep_ratio"] < 1]
-    series: dict[str, list[tuple[float, float | None, float | None]]] = {
-        label: [(row[f"{way}_ttft_ratio"], row[f"{way}_ttft_ratio_low"], row[f"{way}_ttft_ratio_high"]) for row in rows]
+def _claim(name: str, one: Table, first: Table, claims: Mapping[float, float]) -> Figure:
+    rows = [row for row in one.rows if row["keep_ratio"] < 1]
+    series = {
+        label: [Interval.of(row, f"{way}_ttft_ratio") for row in rows]
         for label, way in (("honest timers", "warm"), ("cold baseline", "cold"))
     }
     theirs = [(1 + claims[row["keep_ratio"]] / 100 if row["keep_ratio"] in claims else None) for row in rows]
-    told = listed(
-        f"{label} {multiple(*values[at])} at keep {keep(row['keep_ratio'])}"
+    times = listed(
+        f"{label} {values[at].multiple} at keep {keep(row['keep_ratio'])}"
         for at, row in enumerate(rows)
         for label, values in series.items()
     )
@@ -84,20 +81,20 @@ def _claim(name: str, one: Named, first: Named, claims: Mapping[float, float]) -
             "time to first token, multiple of keep 1.0",
             theirs,
         ),
-        alt=f"Dot plot of the time to first token against keep 1.0, {one.model}: {told}.",
+        alt=f"Dot plot of the time to first token against keep 1.0, {one.model}: {times}.",
         height=1.4 + 0.6 * len(rows),
     )
     return Figure(
         f"{one.model}: could a cold start have made it?",
-        finding(_whole(first.table.rows), rows, claims),
+        finding(_whole(first.rows), rows, claims),
         [Panel("", svg)],
-        shown(one.table, f"Cold and honest timers by keep ratio, {one.model}"),
+        as_recorded(one, f"Cold and honest timers by keep ratio, {one.model}"),
         note="Grey diamonds: what the report claims. Cold baseline: fresh process, keep 1.0 first, once.",
     )
 
 
-def _parts(name: str, first: Named) -> Figure:
-    calls = first.table.rows
+def _parts(name: str, first: Table) -> Figure:
+    calls = first.rows
     times = listed(f"{plain(row['what'])} {_seconds(row['seconds'])}" for row in calls)
     svg = draw(
         name,
@@ -109,12 +106,12 @@ def _parts(name: str, first: Named) -> Figure:
         f"{first.model}: what a first call is made of",
         parts_finding(calls),
         [Panel("", svg)],
-        shown(first.table, f"A first call and its parts, {first.model}"),
+        as_recorded(first, f"A first call and its parts, {first.model}"),
         note="Parts are timed in processes of their own. Hatched: before the call.",
     )
 
 
-def _whole(calls: Sequence[Row]) -> Row:
+def _whole(calls: Sequence[TableRow]) -> TableRow:
     return next(row for row in calls if row["what"] == WHOLE)
 
 
@@ -122,7 +119,7 @@ def _seconds(value: float) -> str:
     return f"{number(float(f'{value:.2g}'))} s"
 
 
-def _plot_parts(ax: Axes, calls: Sequence[Row]) -> None:
+def _plot_parts(ax: Axes, calls: Sequence[TableRow]) -> None:
     from matplotlib.patches import Patch
 
     for at, row in enumerate(calls):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from knorm_core.report import axes
-from knorm_core.report.named import Named, named, setting
 from knorm_core.report.palette import LIGHT, SERIES
-from knorm_core.report.section import Absent, Figure, Panel, Section, shown
+from knorm_core.report.section import Absent, Figure, Panel, Section, as_recorded, of_kind
 from knorm_core.report.svg import draw, short
-from knorm_core.report.words import change, keep, listed
-from knorm_core.results.records import Results
+from knorm_core.report.words import keep, listed
+from knorm_core.results.interval import per_cent
+from knorm_core.results.records import Results, Table, TableRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = Mapping[str, Any]
 POLICIES = {
     "low_norm": "low norm",
     "random": "random",
@@ -37,22 +36,22 @@ _FURTHER = {
 
 def section(results: Results) -> Section:
     """A figure per text set, and the further experiments as tables."""
-    found = named(results, "controls")
+    found = of_kind(results, "controls")
     return Section(
         "controls",
         "Controls",
         "Does the norm of a key tell which ones to keep, or would any other choice have done?",
         [_figure(f"controls-{index}", one) for index, one in enumerate(found)],
         tables=[
-            shown(one.table, f"{title}: {one.where}")
+            as_recorded(one, f"{title}: {one.where}")
             for what, title in _FURTHER.items()
-            for one in named(results, what)
+            for one in of_kind(results, what)
         ],
         absent=[] if found else [Absent("the controls", "tox", "pytest -m repro suites/experiments/test_controls.py")],
     )
 
 
-def finding(rows: Sequence[Row]) -> str:
+def finding(rows: Sequence[TableRow]) -> str:
     """At which keep ratios low norm has a lower perplexity than random, and than sinks with recent tokens."""
     ratios = sorted({row["keep_ratio"] for row in rows if row["keep_ratio"] < 1}, reverse=True)
     against = {}
@@ -76,7 +75,7 @@ def _where(compared: Sequence[tuple[float, bool]]) -> str:
     return f"at keep {listed(won)}" if won else "at no keep ratio"
 
 
-def _of(rows: Sequence[Row], policy: str, ratio: float, positions: str = "absolute") -> Row | None:
+def _of(rows: Sequence[TableRow], policy: str, ratio: float, positions: str = "absolute") -> TableRow | None:
     """The policy's row; of a random policy the mean over its seeds."""
     for row in rows:
         if (row["policy"], row["keep_ratio"], row.get("positions", "absolute")) == (policy, ratio, positions) and (
@@ -86,25 +85,25 @@ def _of(rows: Sequence[Row], policy: str, ratio: float, positions: str = "absolu
     return None
 
 
-def _figure(name: str, one: Named) -> Figure:
-    rows = one.table.rows
+def _figure(name: str, one: Table) -> Figure:
+    rows = one.rows
     lines = [(policy, "absolute") for policy in dict.fromkeys(row["policy"] for row in rows)]
     lines.sort(key=lambda line: [*POLICIES].index(line[0]) if line[0] in POLICIES else len(POLICIES))
     lines += [("low_norm", "cache")] if any(row.get("positions") == "cache" for row in rows) else []
     ratios = sorted({row["keep_ratio"] for row in rows if row["keep_ratio"] < 1}, reverse=True)[: len(_COLOURS)]
-    tokens = setting(one.table, "tokens")
+    tokens = one.settings.get("tokens")
     height = 1.3 + 0.17 * len(lines) * (len(ratios) + 1)
     svg = draw(name, lambda ax: _plot(ax, rows, lines, ratios), alt=_alt(one, rows, lines, ratios), height=height)
     return Figure(
         f"{one.where}{f', {tokens} tokens' if tokens else ''}",
         finding(rows),
         [Panel("", svg)],
-        shown(one.table, f"Controls, {one.where}"),
+        as_recorded(one, f"Controls, {one.where}"),
         note="Bars: paired 95 % interval against keep 1.0. Small dots: single seeds of the random policy.",
     )
 
 
-def _plot(ax: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, str]], ratios: Sequence[float]) -> None:
+def _plot(ax: Axes, rows: Sequence[TableRow], lines: Sequence[tuple[str, str]], ratios: Sequence[float]) -> None:
     drawn = []
     for at, (policy, positions) in enumerate(lines):
         for step, ratio in enumerate(ratios):
@@ -138,10 +137,10 @@ def _label(policy: str, positions: str) -> str:
     return name.replace("sinks and ", "sinks and\n")
 
 
-def _alt(one: Named, rows: Sequence[Row], lines: Sequence[tuple[str, str]], ratios: Sequence[float]) -> str:
+def _alt(one: Table, rows: Sequence[TableRow], lines: Sequence[tuple[str, str]], ratios: Sequence[float]) -> str:
     told = []
     for policy, positions in lines:
         found = [(ratio, _of(rows, policy, ratio, positions)) for ratio in ratios]
-        changes = listed(f"{change(row['ratio'])} at keep {keep(ratio)}" for ratio, row in found if row is not None)
+        changes = listed(f"{per_cent(row['ratio'])} at keep {keep(ratio)}" for ratio, row in found if row is not None)
         told.append(f"{_label(policy, positions)}: {changes}".replace("\n", " "))
     return f"Change of perplexity against keep 1.0, {one.where}. {'; '.join(told)}."

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from knorm_core.report import axes, cold_start
-from knorm_core.report.named import Named, named, setting
 from knorm_core.report.palette import LIGHT, SERIES
-from knorm_core.report.section import Absent, Figure, Panel, Section, shown
+from knorm_core.report.section import Absent, Figure, Panel, Section, as_recorded, of_kind
 from knorm_core.report.svg import draw
-from knorm_core.report.words import keep, listed, multiple, number
-from knorm_core.results.records import Results
+from knorm_core.report.words import keep, listed, number
+from knorm_core.results.interval import Interval
+from knorm_core.results.records import Results, Table, TableRow, TableRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = Mapping[str, Any]
-Rows = Sequence[Row]
 MEBIBYTE = 2**20
 
 
 def section(results: Results) -> Section:
     """Per model: gains along the context, honest times at a short one, and the cold-start experiment."""
-    along, short = named(results, "contexts"), named(results, "ttft")
+    along, short = of_kind(results, "contexts"), of_kind(results, "ttft")
     cold = cold_start.figures(results)
     figures = [_contexts(f"contexts-{index}", one) for index, one in enumerate(along)]
     figures += [_short(f"ttft-{index}", one) for index, one in enumerate(short)]
@@ -42,77 +41,83 @@ def section(results: Results) -> Section:
     )
 
 
-def contexts_finding(rows: Rows) -> str:
+def contexts_finding(rows: TableRows) -> str:
     """Whether the lowest keep ratio decodes faster at the longest context, and with how much cache."""
     longest = max(row["context"] for row in rows)
     there = {row["keep_ratio"]: row for row in rows if row["context"] == longest}
     lowest = there[min(there)]
-    low, high = lowest["tokens_per_second_ratio_low"], lowest["tokens_per_second_ratio_high"]
-    told = multiple(lowest["tokens_per_second_ratio"], low, high)
-    if low is None or high is None:
-        how = f"at {told} the speed of keep 1.0, without an interval,"
-    elif low > 1:
-        how = f"faster than keep 1.0, {told}"
-    elif high < 1:
-        how = f"slower than keep 1.0, {told}"
+    speed = _speed(lowest)
+    if not math.isfinite(speed.high):
+        how = f"at {speed.multiple} the speed of keep 1.0, without an interval,"
+    elif speed.excludes_no_change:
+        how = f"{'faster' if speed.value > 1 else 'slower'} than keep 1.0, {speed.multiple}"
     else:
-        how = f"neither faster nor slower than keep 1.0 beyond the interval, {told}"
-    held = [number(round(one["cache_bytes_after_prefill"] / MEBIBYTE, 1)) for one in (lowest, there[max(there)])]
+        how = f"neither faster nor slower than keep 1.0 beyond the interval, {speed.multiple}"
+    held = [number(round(_held(each), 1)) for each in (lowest, there[max(there)])]
     return (
         f"At {longest:,} tokens of context keep {keep(lowest['keep_ratio'])} decodes {how}, with {held[0]} in place of "
         f"{held[1]} MiB of cache."
     )
 
 
-def short_finding(rows: Rows) -> str:
+def short_finding(rows: TableRows) -> str:
     """What the mildest compression does to the time to first token and to throughput."""
     row = max((row for row in rows if row["keep_ratio"] < 1), key=lambda row: row["keep_ratio"])
-    ttft, speed = (multiple(*_paired(row, what)) for what in ("ttft_seconds", "tokens_per_second"))
+    ttft, speed = (Interval.of(row, f"{what}_ratio").multiple for what in ("ttft_seconds", "tokens_per_second"))
     return (
         f"With honest timers keep {keep(row['keep_ratio'])} takes {ttft} the time to first token of keep 1.0, and "
         f"decodes at {speed} its speed."
     )
 
 
-def circumstances(one: Named) -> str:
+def circumstances(one: Table) -> str:
     """Machine and precision in a sentence, and a warning where it was busy."""
-    environment = one.table.made_from.get("environment")
+    environment = one.made_from.get("environment")
     told = ""
     if isinstance(environment, Mapping):
         told = f"{environment.get('cpu')}, {environment.get('dtype')}, threads: {environment.get('threads')}. "
-    if one.table.made_from.get("busy"):
+    if one.made_from.get("busy"):
         told += "The machine was busy with other processes: read these times with care. "
     return told
 
 
-def _contexts(name: str, one: Named) -> Figure:
-    rows = one.table.rows
+def _contexts(name: str, one: Table) -> Figure:
+    rows = one.rows
     speed = "Decoding speed, multiple of keep 1.0"
     held = "Cache once the prompt is compressed, MiB"
     return Figure(
-        f"{one.model}, {setting(one.table, 'new_tokens')} tokens decoded",
+        f"{one.model}, {one.settings.get('new_tokens')} tokens decoded",
         contexts_finding(rows),
         [
             Panel(
                 speed,
-                draw(f"{name}-speed", partial(_plot_speed, rows=rows), alt=_alt(speed, rows, _speed), height=3.4),
+                draw(
+                    f"{name}-speed",
+                    partial(_plot_speed, rows=rows),
+                    alt=_alt(speed, rows, _estimate),
+                    height=3.4,
+                ),
             ),
             Panel(held, draw(f"{name}-held", partial(_plot_held, rows=rows), alt=_alt(held, rows, _held), height=3.4)),
         ],
-        shown(one.table, f"Latency by context, {one.model}"),
+        as_recorded(one, f"Latency by context, {one.model}"),
         note=f"{circumstances(one)}Bars: 95 % interval of paired ratios.",
     )
 
 
-def _speed(row: Row) -> float:
-    return row["tokens_per_second_ratio"]
+def _speed(row: TableRow) -> Interval:
+    return Interval.of(row, "tokens_per_second_ratio")
 
 
-def _held(row: Row) -> float:
+def _estimate(row: TableRow) -> float:
+    return _speed(row).value
+
+
+def _held(row: TableRow) -> float:
     return row["cache_bytes_after_prefill"] / MEBIBYTE
 
 
-def _alt(what: str, rows: Rows, value: Any) -> str:
+def _alt(what: str, rows: TableRows, value: Any) -> str:
     told = [
         f"keep {keep(ratio)}: "
         + listed(f"{number(round(value(row), 2))} at {row['context']:,}" for row in rows if row["keep_ratio"] == ratio)
@@ -121,33 +126,25 @@ def _alt(what: str, rows: Rows, value: Any) -> str:
     return f"{what}, against tokens of context. {'; '.join(told)}."
 
 
-def _ratios(rows: Rows) -> list[float]:
+def _ratios(rows: TableRows) -> list[float]:
     return sorted({row["keep_ratio"] for row in rows}, reverse=True)
 
 
-def _plot_speed(ax: Axes, rows: Rows) -> None:
+def _plot_speed(ax: Axes, rows: TableRows) -> None:
     ratios = [ratio for ratio in _ratios(rows) if ratio < 1]
     drawn: list[float | None] = []
     for at, (ratio, colour) in enumerate(zip(ratios, SERIES, strict=False)):
         own = [row for row in rows if row["keep_ratio"] == ratio]
         shift = 1 + 0.05 * (at - (len(ratios) - 1) / 2)  # side by side, so that bars do not hide each other
-        points = [
-            (
-                row["context"] * shift,
-                _speed(row),
-                row["tokens_per_second_ratio_low"],
-                row["tokens_per_second_ratio_high"],
-            )
-            for row in own
-        ]
+        points = [(row["context"] * shift, _speed(row)) for row in own]
         axes.with_intervals(ax, points, colour, label=f"keep {keep(ratio)}")
-        drawn += [value for point in points for value in point[1:]]
+        drawn += [end for _, speed in points for end in (speed.value, speed.low, speed.high)]
     _context_axis(ax, rows)
     axes.multiples_axis(ax, axes.log_limits(drawn), "tokens per second, multiple")
     ax.figure.legend(loc="outside upper left", ncols=4, columnspacing=1)
 
 
-def _plot_held(ax: Axes, rows: Rows) -> None:
+def _plot_held(ax: Axes, rows: TableRows) -> None:
     for ratio, colour in zip(_ratios(rows), ["muted", *SERIES], strict=False):
         own = [row for row in rows if row["keep_ratio"] == ratio]
         marker, line = SERIES.get(colour, ("x", "-"))
@@ -167,7 +164,7 @@ def _plot_held(ax: Axes, rows: Rows) -> None:
     ax.figure.legend(loc="outside upper left", ncols=4, columnspacing=1)
 
 
-def _context_axis(ax: Axes, rows: Rows) -> None:
+def _context_axis(ax: Axes, rows: TableRows) -> None:
     contexts = sorted({row["context"] for row in rows})
     ax.set_xscale("log", base=2)
     ax.xaxis.set_minor_locator(axes.fixed([]))
@@ -176,20 +173,16 @@ def _context_axis(ax: Axes, rows: Rows) -> None:
     ax.set_xlabel("context, tokens")
 
 
-def _paired(row: Row, what: str) -> tuple[float, float | None, float | None]:
-    return row[f"{what}_ratio"], row[f"{what}_ratio_low"], row[f"{what}_ratio_high"]
-
-
-def _short(name: str, one: Named) -> Figure:
-    rows = [row for row in one.table.rows if row["keep_ratio"] < 1]
+def _short(name: str, one: Table) -> Figure:
+    rows = [row for row in one.rows if row["keep_ratio"] < 1]
     series = [("time to first token", "ttft_seconds"), ("tokens per second", "tokens_per_second")]
     told = listed(
-        f"{label} {multiple(*_paired(row, what))} at keep {keep(row['keep_ratio'])}"
+        f"{label} {Interval.of(row, f'{what}_ratio').multiple} at keep {keep(row['keep_ratio'])}"
         for row in rows
         for label, what in series
     )
     return Figure(
-        f"{one.model}, prompt of {setting(one.table, 'prompt_tokens')} tokens",
+        f"{one.model}, prompt of {one.settings.get('prompt_tokens')} tokens",
         short_finding(rows),
         [
             Panel(
@@ -199,13 +192,7 @@ def _short(name: str, one: Named) -> Figure:
                     lambda ax: axes.forest(
                         ax,
                         [f"keep {keep(row['keep_ratio'])}" for row in rows],
-                        {
-                            label: [
-                                (row[f"{what}_ratio"], row[f"{what}_ratio_low"], row[f"{what}_ratio_high"])
-                                for row in rows
-                            ]
-                            for label, what in series
-                        },
+                        {label: [Interval.of(row, f"{what}_ratio") for row in rows] for label, what in series},
                         "multiple of keep 1.0",
                     ),
                     alt=f"Dot plot, multiples of keep 1.0, {one.model}: {told}.",
@@ -213,6 +200,6 @@ def _short(name: str, one: Named) -> Figure:
                 ),
             )
         ],
-        shown(one.table, f"Times, throughput and cache at a short context, {one.model}"),
+        as_recorded(one, f"Times, throughput and cache at a short context, {one.model}"),
         note=f"{circumstances(one)}Bars: 95 % interval of paired ratios.",
     )

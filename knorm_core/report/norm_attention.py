@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from knorm_core.report.named import Named, named, setting
-from knorm_core.report.section import Absent, Figure, Panel, Section, shown
+from knorm_core.report.section import Absent, Figure, Panel, Section, as_recorded, of_kind
 from knorm_core.report.svg import draw
 from knorm_core.report.words import counted, listed
-from knorm_core.results.records import Results
+from knorm_core.results.records import Results, Table, TableRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,12 +17,11 @@ if TYPE_CHECKING:
 _ABSENT = Absent(
     "the correlation of norm and attention", "tox", "pytest -m repro suites/experiments/test_norm_attention.py"
 )
-Rows = Sequence[Mapping[str, Any]]
 
 
 def section(results: Results) -> Section:
     """A heat map of layers and heads per text set."""
-    found = named(results, "norm-attention")
+    found = of_kind(results, "norm-attention")
     return Section(
         "norm-attention",
         "Norm against attention",
@@ -33,7 +31,7 @@ def section(results: Results) -> Section:
     )
 
 
-def finding(rows: Rows) -> str:
+def finding(rows: TableRows) -> str:
     """In how many heads the correlation is negative, its mean, and the layers in which most heads disagree."""
     negative = [row["spearman"] < 0 for row in rows]
     against = [
@@ -56,9 +54,9 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def _figure(name: str, one: Named) -> Figure:
-    rows = one.table.rows
-    tokens = setting(one.table, "tokens")
+def _figure(name: str, one: Table) -> Figure:
+    rows = one.rows
+    tokens = one.settings.get("tokens")
     layers, heads = (max(row[what] for row in rows) + 1 for what in ("layer", "head"))
     height = min(8.0, 1.5 + 0.18 * heads)
     alt = (
@@ -74,13 +72,13 @@ def _figure(name: str, one: Named) -> Figure:
         f"{one.where}{f', {tokens} tokens' if tokens else ''}",
         finding(rows),
         [Panel("", draw(name, lambda ax: _plot(ax, rows, layers, heads), alt=alt, height=height))],
-        shown(one.table, f"Norm against attention by head, {one.where}"),
+        as_recorded(one, f"Norm against attention by head, {one.where}"),
         note="Purple: the lower the norm, the higher the attention, as the paper says. Orange, with a dot: the "
         "other way round.",
     )
 
 
-def _plot(ax: Axes, rows: Rows, layers: int, heads: int) -> None:
+def _plot(ax: Axes, rows: TableRows, layers: int, heads: int) -> None:
     import matplotlib
 
     grid: list[list[float]] = [[float("nan")] * layers for _ in range(heads)]

@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -26,7 +27,7 @@ from knorm_core.report import (
     verdicts,
 )
 from knorm_core.report.palette import DARK, LIGHT
-from knorm_core.report.section import Figure, Section, ShownTable, shown
+from knorm_core.report.section import Figure, Section, ShownTable, as_recorded
 from knorm_core.report.words import counted, number
 from knorm_core.results.records import Results
 
@@ -82,6 +83,7 @@ def render(results: Results) -> str:
         .get_template("page.html")
         .render(
             title=title(results),
+            typed=lambda command: with_options(command, results),
             sections=sections,
             id_of_table={name: table.id for table in reversed(tables) for name in table.table.sources},
             style=_part("page.css"),
@@ -98,14 +100,39 @@ def with_the_rest(sections: Sequence[Section], results: Results) -> list[Section
     """The sections, with every table that none of them shows at the end of the last one."""
     everything = [table for one in sections for table in (*(figure.table for figure in one.figures), *one.tables)]
     known = {name for table in everything for name in table.sources}
-    rest = [shown(table, f"Recorded as well: {table.name}") for table in results.tables if table.name not in known]
+    rest = [
+        as_recorded(table, f"Recorded as well: {table.name}") for table in results.tables if table.name not in known
+    ]
     *others, last = sections
     return [*others, replace(last, tables=[*last.tables, *rest])]
 
 
+def with_options(command: str, results: Results) -> str:
+    """A command that makes what is missing, with the ``--knorm-…`` options of the last run.
+
+    >>> from knorm_core.results.records import Run
+    >>> run = Run("", "", 0, "pytest -m repro --knorm-model gpt2 --knorm-report=out", 0, {}, {}, {})
+    >>> with_options("tox -e latency", Results([run]))
+    'tox -e latency -- --knorm-model gpt2 --knorm-report=out'
+    """
+    typed = results.runs[-1].command if results.runs else ""
+    try:
+        words = shlex.split(typed)
+    except ValueError:  # a quotation that is never closed
+        words = typed.split()
+    options = []
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word.startswith("--knorm-") and word.partition("=")[0] not in command:
+            options += [word] if "=" in word or following.startswith("-") or not following else [word, following]
+    if not options:
+        return command
+    separator = " --" if command.startswith("tox") and " -- " not in command else ""
+    return f"{command}{separator} {shlex.join(options)}"
+
+
 def title(results: Results) -> str:
     """What the page is about: the models whose tables it has."""
-    models = dict.fromkeys(table.name.partition("/")[0] for table in results.tables)
+    models = dict.fromkeys(table.model for table in results.tables)
     return f"knorm: {', '.join(models) or 'no tables yet'}"
 
 

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from knorm_core.report.named import Named, named
 from knorm_core.report.palette import LIGHT
-from knorm_core.report.section import Absent, Figure, Panel, Section, merged
+from knorm_core.report.section import Absent, Figure, Panel, Section, merged, of_kind
 from knorm_core.report.svg import draw, short
 from knorm_core.report.words import keep, listed
-from knorm_core.results.records import Results
+from knorm_core.results.records import Results, Table, TableRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = Mapping[str, Any]
 Way = tuple[float, str]  # keep ratio, layers left alone
 
 
 def section(results: Results) -> Section:
     """One grid per model: contexts down, ways to compress across."""
-    models: dict[str, list[Named]] = {}
-    for one in named(results, r"(passkey|needle)-.*"):
+    models: dict[str, list[Table]] = {}
+    for one in of_kind(results, r"(passkey|needle)-.*"):
         models.setdefault(one.model, []).append(one)
-    long_form = any("depth" in one.found[0] for found in models.values() for one in found)
+    long_form = any("depth" in one.kind for found in models.values() for one in found)
     absent = [] if models else [Absent("pass keys", "tox", "pytest -m repro suites/experiments/test_retrieval.py")]
     if not long_form:
         absent.append(Absent("50 pass keys in each of 20 cells of context and depth", "tox -e slow"))
@@ -38,10 +36,10 @@ def section(results: Results) -> Section:
     )
 
 
-def finding(tables: Sequence[tuple[str, Sequence[Row]]]) -> str:
+def finding(tables: Sequence[tuple[str, Sequence[TableRow]]]) -> str:
     """How many pass keys are found at each keep ratio; ``tables`` are (what, rows)."""
-    once: dict[float, list[Row]] = {}
-    always: dict[float, list[Row]] = {}
+    once: dict[float, list[TableRow]] = {}
+    always: dict[float, list[TableRow]] = {}
     for what, rows in tables:
         for row in rows:
             if what.startswith("passkey") and not _alone(row) and row["keep_ratio"] < 1:
@@ -56,7 +54,7 @@ def finding(tables: Sequence[tuple[str, Sequence[Row]]]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _counts(by_ratio: Mapping[float, list[Row]]) -> str:
+def _counts(by_ratio: Mapping[float, list[TableRow]]) -> str:
     """``20 of 25 are found at keep 0.9, 5 at 0.7 and none at 0.5 and 0.1``: neighbours of one count together."""
     counted: list[tuple[tuple[int, int], list[float]]] = []
     for ratio, rows in sorted(by_ratio.items(), reverse=True):
@@ -74,15 +72,15 @@ def _counts(by_ratio: Mapping[float, list[Row]]) -> str:
     return ", ".join(told)
 
 
-def _alone(row: Row) -> str:
+def _alone(row: TableRow) -> str:
     """The layers left alone, as text, empty for none; read from lists and from their text alike."""
     told = str(row.get("skip_layers", "")).strip("()[] ,")
     return short(told, 12)
 
 
-def _figure(name: str, model: str, found: Sequence[Named]) -> Figure:
+def _figure(name: str, model: str, found: Sequence[Table]) -> Figure:
     found = sorted(found, key=_order)
-    tables = [(one.found[0], one.table.rows) for one in found]
+    tables = [(one.kind, one.rows) for one in found]
     ways = sorted({_way(row) for _, rows in tables for row in rows}, key=lambda way: (bool(way[1]), -way[0], way[1]))
     cells = {(what, _way(row)): row for what, rows in tables for row in rows}
     lines = [what for what, _ in tables]
@@ -96,23 +94,23 @@ def _figure(name: str, model: str, found: Sequence[Named]) -> Figure:
         f"{model}: exact matches, of how many prompts",
         finding(tables),
         [Panel("", svg)],
-        merged(f"Exact matches, {model}", "task and context", [(_line(one.found[0]), one.table) for one in found]),
+        merged(f"Exact matches, {model}", "task and context", [(_line(one.kind), one) for one in found]),
         note="The more colour, the more found. Contexts are in tokens. In brackets: layers left alone, as the paper "
         "leaves 0 and 1.",
     )
 
 
-def _order(one: Named) -> tuple[bool, list[float], str]:
+def _order(one: Table) -> tuple[bool, list[float], str]:
     """Pass keys before needles, then by context and depth."""
-    numbers = [float(digits) for digits in re.findall(r"[0-9]+(?:[.][0-9]+)?", one.found[0])]
-    return one.found[1] != "passkey", numbers, one.found[0]
+    numbers = [float(digits) for digits in re.findall(r"[0-9]+(?:[.][0-9]+)?", one.kind)]
+    return not one.kind.startswith("passkey"), numbers, one.kind
 
 
-def _way(row: Row) -> Way:
+def _way(row: TableRow) -> Way:
     return row["keep_ratio"], _alone(row)
 
 
-def _told(row: Row) -> str:
+def _told(row: TableRow) -> str:
     alone = f" with layers {_alone(row)} left alone" if _alone(row) else ""
     return f"{row['matches']} of {row['of']} at keep {keep(row['keep_ratio'])}{alone}"
 
@@ -121,7 +119,7 @@ def _line(what: str) -> str:
     return short(what.replace("-every-step", ", every step").replace("-", " "))
 
 
-def _plot(ax: Axes, lines: Sequence[str], ways: Sequence[Way], cells: Mapping[tuple[str, Way], Row]) -> None:
+def _plot(ax: Axes, lines: Sequence[str], ways: Sequence[Way], cells: Mapping[tuple[str, Way], TableRow]) -> None:
     from matplotlib.patches import Rectangle
 
     for at, what in enumerate(lines):

@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from knorm_core.report.named import Named, named, setting
 from knorm_core.report.palette import LIGHT, SERIES
-from knorm_core.report.section import Absent, Figure, Panel, Section, shown
+from knorm_core.report.section import Absent, Figure, Panel, Section, as_recorded, of_kind
 from knorm_core.report.svg import draw, plain, short
 from knorm_core.report.words import keep, listed, number
-from knorm_core.results.records import Results
+from knorm_core.results.records import Results, Table, TableRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Rows = Sequence[Mapping[str, Any]]
 _COLOURS = tuple(SERIES)
 _POLICIES = {"low_norm": "norms rounded", "low_norm_exact": "norms as they are"}
 
 
 def section(results: Results) -> Section:
     """One figure per text set that was evaluated in several precisions."""
-    found, exact = named(results, "precision-dtypes"), named(results, "precision")
+    found, exact = of_kind(results, "precision-dtypes"), of_kind(results, "precision")
     return Section(
         "precision",
         "Precision",
         "What do float32 and bfloat16 change, and which tolerance can a continuous integration hold?",
         [_figure(f"precision-{index}", one) for index, one in enumerate(found)],
-        tables=[shown(one.table, f"Perplexity in float64, {one.where}") for one in exact],
+        tables=[as_recorded(one, f"Perplexity in float64, {one.where}") for one in exact],
         absent=[]
         if found
         else [Absent("float32 and bfloat16", "tox", "pytest -m repro suites/experiments/test_precision.py")],
     )
 
 
-def finding(rows: Rows) -> str:
+def finding(rows: TableRows) -> str:
     """Per precision, the largest change of perplexity and the largest share of evictions that chose otherwise."""
     parts: list[str] = []
     for dtype in _others(rows):
@@ -49,7 +47,7 @@ def finding(rows: Rows) -> str:
     return f"Against float64, {'; '.join(parts)}." if parts else "Only float64 was measured."
 
 
-def _others(rows: Rows) -> list[str]:
+def _others(rows: TableRows) -> list[str]:
     return [dtype for dtype in dict.fromkeys(row["dtype"] for row in rows) if dtype != "float64"]
 
 
@@ -57,9 +55,9 @@ def _per_cent(share: float) -> str:
     return f"{number(float(f'{100 * share:.2g}'))} %"
 
 
-def _figure(name: str, one: Named) -> Figure:
-    rows = [row for row in one.table.rows if row["dtype"] != "float64"]
-    tokens = setting(one.table, "tokens")
+def _figure(name: str, one: Table) -> Figure:
+    rows = [row for row in one.rows if row["dtype"] != "float64"]
+    tokens = one.settings.get("tokens")
     compressed = [row for row in rows if row["keep_ratio"] < 1]
     columns = [
         ("shift", rows, "change of perplexity, %", "How far perplexity moves"),
@@ -82,9 +80,9 @@ def _figure(name: str, one: Named) -> Figure:
     ]
     return Figure(
         f"{one.where}{f', {tokens} tokens' if tokens else ''}",
-        finding(one.table.rows),
+        finding(one.rows),
         panels,
-        shown(one.table, f"Precisions, {one.where}"),
+        as_recorded(one, f"Precisions, {one.where}"),
         note="Logarithmic axes; what is nothing at all stands at the left edge.",
     )
 
@@ -95,7 +93,7 @@ def _line(row: Mapping[str, Any]) -> str:
     return f"keep {keep(row['keep_ratio'])},\n{_POLICIES.get(row['policy'], short(row['policy'], 20))}"
 
 
-def _plot(ax: Axes, rows: Rows, column: str, label: str) -> None:
+def _plot(ax: Axes, rows: TableRows, column: str, label: str) -> None:
     lines = list(dict.fromkeys(_line(row) for row in rows))
     told = [100 * abs(row[column]) for row in rows]
     smallest = min((value for value in told if value > 0), default=1e-3)

@@ -55,20 +55,19 @@ def _made_of(results: Results) -> list[tuple[str, str]]:
     models: dict[str, str] = {}
     texts: dict[str, None] = {}
     for table in results.tables:
-        model, _, rest = table.name.partition("/")
-        models.setdefault(model, _hash(str(table.made_from.get("model", "")))[:12])
+        models.setdefault(table.model, _hash(str(table.made_from.get("model", "")))[:12])
         if table.made_from.get("text"):
-            texts.setdefault(rest.rpartition("/")[0])
-    told = [f"{model} (sha256 {digest}…)" if digest else model for model, digest in models.items()]
-    return [(what, ", ".join(found)) for what, found in (("models", told), ("texts", [*texts])) if found]
+            texts.setdefault(table.text_set)
+    hashed = [f"{model} (sha256 {digest}…)" if digest else model for model, digest in models.items()]
+    return [(what, ", ".join(names)) for what, names in (("models", hashed), ("texts", [*texts])) if names]
 
 
 def _facts(run: Run, results: Results) -> list[tuple[str, str]]:
     counts = Counter(test.outcome for test in results.tests if test.run == run.id)
-    told = listed(f"{count:,} {what}" for what, count in sorted(counts.items()))
+    outcomes = listed(f"{count:,} {what}" for what, count in sorted(counts.items()))
     return [
         ("when", f"{run.started}, for {lasted(run.seconds)}"),
-        ("ended", f"{'tests: ' + told + '; ' if counts else ''}exit status {run.exit_status}"),
+        ("ended", f"{'tests: ' + outcomes + '; ' if counts else ''}exit status {run.exit_status}"),
         ("machine", ", ".join(f"{name} {value}" for name, value in run.machine.items())),
         ("software", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
     ]
@@ -78,9 +77,8 @@ def _sources(results: Results) -> ShownTable:
     """One row per model and text set with the same hashes: what decides the numbers."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for table in results.tables:
-        model, _, rest = table.name.partition("/")
         made = [str(table.made_from.get(what, "")) for what in ("model", "tokenizer", "text")]
-        rows.setdefault((model, rest.rpartition("/")[0], *made), []).append(rest.rpartition("/")[2])
+        rows.setdefault((table.model, table.text_set, *made), []).append(table.kind + table.variant)
     return ShownTable(
         "Models and texts by SHA-256, and the tables made from them",
         ["model", "texts", "weights", "tokenizer", "text", "tables"],
@@ -99,7 +97,7 @@ def _options(results: Results) -> ShownTable:
 
 def _skipped(results: Results) -> ShownTable:
     reasons = Counter(test.message.removeprefix("Skipped: ") for test in results.tests if test.outcome == "skipped")
-    return ShownTable("Tests that were skipped, by reason", ["reason", "tests"], [[*one] for one in reasons.items()])
+    return ShownTable("Tests that were skipped, by reason", ["reason", "tests"], [[*each] for each in reasons.items()])
 
 
 def _option(options: Mapping[str, Any], name: str) -> str:

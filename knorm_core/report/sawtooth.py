@@ -7,9 +7,8 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from knorm_core.report.named import Named, named
 from knorm_core.report.palette import LIGHT
-from knorm_core.report.section import Figure, Panel, shown
+from knorm_core.report.section import Figure, Panel, as_recorded, of_kind
 from knorm_core.report.svg import draw
 from knorm_core.report.words import counted, keep, listed
 from knorm_core.results.records import Results, Table
@@ -23,7 +22,7 @@ MOST_PANELS = 3
 
 def figures(results: Results) -> list[Figure]:
     """One per trace, of the highest, the middle and the lowest keep ratio below 1."""
-    return [_figure(f"trace-{index}", one) for index, one in enumerate(named(results, "cache-trace"))]
+    return [_figure(f"trace-{index}", one) for index, one in enumerate(of_kind(results, "cache-trace"))]
 
 
 def traces(table: Table) -> dict[float, Corners]:
@@ -58,8 +57,8 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
-def _figure(name: str, one: Named) -> Figure:
-    by_ratio = traces(one.table)
+def _figure(name: str, one: Table) -> Figure:
+    by_ratio = traces(one)
     ratios = [ratio for ratio in by_ratio if ratio < 1]
     if len(ratios) > MOST_PANELS:
         ratios = [ratios[0], ratios[len(ratios) // 2], ratios[-1]]
@@ -82,7 +81,7 @@ def _figure(name: str, one: Named) -> Figure:
         f"{one.where}, first text",
         finding(by_ratio),
         panels,
-        shown(one.table, f"Corners of the cache length, {one.where}"),
+        as_recorded(one, f"Corners of the cache length, {one.where}"),
         note="Entries per layer and KV head. Grey: as many entries as tokens, which is keep 1.0.",
     )
 

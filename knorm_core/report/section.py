@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from knorm_core.results.records import Table
+from knorm_core.results.records import Results, Table
 
 MOST_ROWS = 1000  # of a table on the page; the results' file has all
 HEADINGS = {
@@ -103,7 +104,12 @@ class Absent:
     narrower: str = ""
 
 
-def shown(table: Table, caption: str) -> ShownTable:
+def of_kind(results: Results, pattern: str) -> list[Table]:
+    """Every table with rows whose kind the regular expression matches whole."""
+    return [table for table in results.tables if table.rows and re.fullmatch(pattern, table.kind)]
+
+
+def as_recorded(table: Table, caption: str) -> ShownTable:
     """A recorded table as it is: its key's columns, then all others."""
     return merged(caption, "", [("", table)])
 

@@ -1,4 +1,4 @@
-"""The verdicts at a glance: how many of each, then claim by claim; what a stand-in shows is kept apart."""
+"""The verdicts at a glance: how many of each, then claim by claim; what other models show is kept apart."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ from collections.abc import Sequence
 
 from knorm_core.report.section import Absent, Section
 from knorm_core.report.words import counted, listed, number
-from knorm_core.results.records import VERDICTS, Number, Results, Verdict
+from knorm_core.results.records import NOT_TESTABLE, VERDICTS, Number, Results, Verdict
 
-NOT_TESTABLE = "not testable here"
-MARKS = {"reproduced": "✓", "explained": "≈", "refuted": "✗", NOT_TESTABLE: "?"}
-_MEANINGS = {
-    "reproduced": "the number or direction came out",
-    "explained": "it comes out under a named fault, and not without",
-    "refuted": "it was measured and did not come out",
-    NOT_TESTABLE: "it needs a model or data that is absent",
-}
+MARKS = dict(zip(VERDICTS, "✓≈✗~?", strict=True))
 _SOURCES = {"report": "Claims of the report", "paper": "Claims of the paper"}
 
 
@@ -36,10 +29,10 @@ def section(results: Results) -> Section:
         template="verdicts.html",
         content={
             "summary": summary(results.verdicts),
-            "kinds": [(kind, MARKS[kind], counts[kind], _MEANINGS[kind]) for kind in VERDICTS],
-            "sources": [(_SOURCES.get(source, source), found) for source, found in sources.items()],
+            "kinds": [(kind, MARKS[kind], counts[kind], meaning) for kind, meaning in VERDICTS.items()],
+            "sources": [(_SOURCES.get(source, source), each) for source, each in sources.items()],
             "marks": MARKS,
-            "told": told,
+            "behind": behind,
         },
     )
 
@@ -47,14 +40,14 @@ def section(results: Results) -> Section:
 def summary(verdicts: Sequence[Verdict]) -> str:
     """How many claims there are, and how many of each verdict."""
     counts = Counter(verdict.verdict for verdict in verdicts)
-    told = [f"{counts[kind]} {'is' if counts[kind] == 1 else 'are'} {kind}" for kind in VERDICTS if counts[kind]]
-    return f"Of {counted(len(verdicts), 'claim')}, {listed(told)}." if verdicts else ""
+    parts = [f"{counts[kind]} {'is' if counts[kind] == 1 else 'are'} {kind}" for kind in VERDICTS if counts[kind]]
+    return f"Of {counted(len(verdicts), 'claim')}, {listed(parts)}." if verdicts else ""
 
 
-def told(numbers: Sequence[Number]) -> str:
-    """The numbers behind a verdict, each with its interval where it has one."""
-    parts = []
-    for one in numbers:
-        limits = "" if one.low is None or one.high is None else f" [{number(one.low)}, {number(one.high)}]"
-        parts.append(f"{one.what}: {number(one.value)}{limits}")
-    return "; ".join(parts)
+def behind(numbers: Sequence[Number]) -> str:
+    """The numbers behind a verdict, each with its interval unless it is exact."""
+    return "; ".join(
+        f"{each.what}: {number(each.value)}"
+        + ("" if each.low == each.high else f" [{number(each.low)}, {number(each.high)}]")
+        for each in numbers
+    )

@@ -6,22 +6,6 @@ import math
 from collections.abc import Iterable
 
 
-def change(ratio: float) -> str:
-    """A ratio as a change in per cent.
-
-    >>> change(1.393), change(0.998), change(12.9), change(1.0)
-    ('+39 %', '−0.2 %', '+1,190 %', '±0 %')
-    """
-    if not math.isfinite(ratio):
-        return "no finite change"
-    per_cent = 100 * (ratio - 1)
-    digits = 0 if abs(per_cent) >= 9.95 else 1
-    text = f"{abs(per_cent):,.{digits}f}"
-    if not float(text.replace(",", "")):
-        return "±0 %"
-    return f"{'−' if per_cent < 0 else '+'}{text} %"
-
-
 def number(value: object) -> str:
     """Four significant digits at least, whole numbers whole, thousands apart; other things as text.
 
@@ -78,7 +62,7 @@ def counted(count: int, noun: str) -> str:
 def lasted(seconds: float) -> str:
     """
     >>> lasted(4.26), lasted(785), lasted(7300)
-    ('4.3 s', '13 min 5 s', '2 h 2 min')
+    ('4.3 s', '13 min 5 s', '2 h 1 min')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -87,16 +71,3 @@ def lasted(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min"
-
-
-def multiple(ratio: float, low: float | None = None, high: float | None = None) -> str:
-    """
-    >>> multiple(1.2), multiple(0.985, 0.97, 1.01), multiple(1190.4)
-    ('×1.20', '×0.98 [0.97 … 1.01]', '×1,190')
-    """
-    text = f"×{_short(ratio)}"
-    return text if low is None or high is None else f"{text} [{_short(low)} … {_short(high)}]"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"

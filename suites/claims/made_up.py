@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from knorm_core.claims import Claim
@@ -16,6 +17,12 @@ from knorm_core.results.records import Table
 
 Rows = list[dict[str, Any]]
 NARROW = 0.001
+KEY = ("case", "policy", "keep_ratio", "positions", "seed", "skip_layers", "when")
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """What tells a row of a made-up table from the others."""
+    return Table("", KEY, ()).label({column: row.get(column) for column in KEY})
 
 
 def ratio(value: float, low: float | None = None, high: float | None = None, column: str = "ratio") -> dict[str, float]:
@@ -27,55 +34,80 @@ def ratio(value: float, low: float | None = None, high: float | None = None, col
     }
 
 
-def anywhere(value: float) -> dict[str, float]:
-    """A ratio that might as well be any other."""
-    return ratio(value, 0.01, 100.0)
+def pairs(ratios: Mapping[tuple[str, str], Mapping[str, float]]) -> Rows:
+    """Rows of a table of paired ratios: {(reference, row): ratio}, both by their labels."""
+    return [{"reference": reference, "row": row, **each} for (reference, row), each in ratios.items()]
 
 
-def cell_value(holds, *, row, column, expected, tolerance=0.0):
-    return {"": [{**row, column: expected if holds else expected * (1 + tolerance / 100) + 1}]}
+def cell_value(holds, *, row, column, expected, source_texts, tolerance=0.0):
+    value, texts = (expected if holds is not False else 3 * expected), {"texts": 8}
+    reach = 3.0 if holds is None else 1 + 1e-4
+    return {"": [{**row, **texts, column: value, f"{column}_low": value / reach, f"{column}_high": value * reach}]}
+
+
+def count(holds, *, row, column, expected):
+    return {"": [{**row, column: expected if holds else expected + 1}]}
 
 
 def change(holds, *, row, expected, tolerance=0.0, column="ratio"):
     low, high = (expected, expected) if isinstance(expected, int | float) else expected
     claimed, beyond = 1 + (low + high) / 200, 1 + (high + tolerance + 10) / 100
-    found = {True: ratio(claimed, column=column), False: ratio(beyond, column=column)}
-    return {"": [{**row, **found.get(holds, ratio(beyond, claimed, beyond + 1, column=column))}]}
+    made = {True: ratio(claimed, column=column), False: ratio(beyond, column=column)}
+    return {"": [{**row, **made.get(holds, ratio(claimed, claimed - 0.4, claimed + 0.4, column=column))}]}
 
 
 def no_loss(holds, *, row, tolerance):
-    return {"": [{**row, **{True: ratio(1.0), False: ratio(2.0), None: anywhere(1.0)}[holds]}]}
+    # Open: worse than no eviction beyond its interval, and not beyond the tolerance.
+    made = {True: ratio(1.0), False: ratio(2.0), None: ratio(1.04, 1.01, 1 + tolerance / 100 + 0.02)}
+    return {"": [{**row, **made[holds]}]}
 
 
 def no_difference(holds, *, row, reference, tolerance):
-    found = {True: ratio(1.5), False: ratio(3.0), None: anywhere(1.5)}[holds]
-    return {"": [{**reference, **ratio(1.5)}, {**row, **found}]}
+    made = {True: ratio(1.0), False: ratio(2.0), None: ratio(1.04, 1.01, 1 + tolerance / 100 + 0.02)}[holds]
+    rows = [{**reference, **ratio(1.5)}, {**row, **ratio(1.6)}]
+    return {"": rows, "-pairs": pairs({(label(reference), label(row)): made})}
 
 
-def by_keep_ratio(values: Iterable[float], keep_ratios: Iterable[float], open_: bool) -> Mapping[str, Rows]:
-    """Rows of perplexity against keep ratio; no ratio at keep 1 but 1."""
-    pairs = zip(sorted(keep_ratios, reverse=True), values, strict=False)
-    made = {keep: ratio(1.0) if keep == 1 else anywhere(value) if open_ else ratio(value) for keep, value in pairs}
-    return {"": [{"keep_ratio": keep, **row} for keep, row in made.items()]}
+def by_keep_ratio(steps: Mapping[tuple[float, float], Any], keep_ratios: Iterable[float]) -> Mapping[str, Rows]:
+    """Rows of perplexity against keep ratio, with these paired ratios between them; no ratio at keep 1 but 1."""
+    rows = [
+        {"keep_ratio": keep, **(exact() if keep == 1 else steps.get((1.0, keep), ratio(1.5)))} for keep in keep_ratios
+    ]
+    recorded = {(label({"keep_ratio": a}), label({"keep_ratio": b})): each for (a, b), each in steps.items() if a != 1}
+    return {"": rows, "-pairs": pairs(recorded)}
+
+
+def exact() -> dict[str, float]:
+    return {"ratio": 1, "ratio_low": 1, "ratio_high": 1}
 
 
 def rises(holds, *, keep_ratios):
-    values = [1.0, 1.2, 1.4, 1.6]
-    return by_keep_ratio(values if holds is not False else [1.0, 1.6, 1.4, 1.2], keep_ratios, holds is None)
+    ratios = sorted(keep_ratios, reverse=True)
+    steps = dict.fromkeys(pairwise(ratios), ratio(1.2))
+    # Open: the last step is not shown, though the row against the first one would be.
+    steps[ratios[-2], ratios[-1]] = {True: ratio(1.2), False: ratio(0.9), None: ratio(1.05, 0.99, 1.1)}[holds]
+    return by_keep_ratio(steps, ratios)
 
 
 def worst(holds, *, keep_ratio, keep_ratios):
-    return by_keep_ratio([2.0, 1.4, 1.2] if holds is not False else [1.2, 1.4, 2.0], keep_ratios, holds is None)
+    others = [keep for keep in keep_ratios if keep != keep_ratio]
+    ratios = dict.fromkeys([(keep_ratio, keep) for keep in others], ratio(0.8))
+    ratios[keep_ratio, others[-1]] = {True: ratio(0.8), False: ratio(1.2), None: ratio(0.97, 0.9, 1.05)}[holds]
+    return by_keep_ratio(ratios, keep_ratios)
 
 
 def mildest(holds, *, keep_ratio, keep_ratios):
-    return worst(holds if holds is None else not holds, keep_ratio=keep_ratio, keep_ratios=keep_ratios)
+    others = [keep for keep in keep_ratios if keep != keep_ratio]
+    ratios = dict.fromkeys([(keep_ratio, keep) for keep in others], ratio(1.2))
+    ratios[keep_ratio, others[-1]] = {True: ratio(1.2), False: ratio(0.8), None: ratio(1.05, 0.99, 1.1)}[holds]
+    return by_keep_ratio(ratios, keep_ratios)
 
 
 def better(holds, *, one, other, keep_ratios):
-    values = {True: (ratio(1.2), ratio(1.8)), False: (ratio(1.8), ratio(1.2)), None: (anywhere(1.2), anywhere(1.8))}
-    pairs = zip((one, other), values[holds], strict=True)
-    return {"": [{**labels, "keep_ratio": keep, **row} for labels, row in pairs for keep in keep_ratios]}
+    made = {True: ratio(1.2), False: ratio(0.8), None: ratio(1.05, 0.99, 1.1)}[holds]
+    rows = [{**labels, "keep_ratio": keep, **ratio(1.5)} for labels in (one, other) for keep in keep_ratios]
+    both = [tuple(label({**labels, "keep_ratio": keep}) for labels in (one, other)) for keep in keep_ratios]
+    return {"": rows, "-pairs": pairs(dict.fromkeys(both, made))}
 
 
 def never_fires(holds, *, rows):
@@ -87,21 +119,30 @@ def fires(holds, *, rows):
 
 
 def dilutes(holds, *, diluted, whole, keep_ratios):
-    values = zip((whole, diluted), (1.5, 1.1) if holds else (1.1, 1.5), strict=True)
-    return {"": [{**labels, "keep_ratio": keep, **ratio(value)} for labels, value in values for keep in keep_ratios]}
+    made = {True: ratio(0.8), False: ratio(1.2), None: ratio(0.97, 0.9, 1.05)}[holds]
+    rows = [{**labels, "keep_ratio": keep, **ratio(1.5)} for labels in (whole, diluted) for keep in keep_ratios]
+    both = [tuple(label({**labels, "keep_ratio": keep}) for labels in (whole, diluted)) for keep in keep_ratios]
+    return {"": rows, "-pairs": pairs(dict.fromkeys(both, made))}
 
 
 def correlation(holds, *, expected):
-    return {"": heads({layer: {"spearman": -0.5 if holds else 0.5} for layer in range(4)})}
+    value = {True: ratio(-0.5, column="spearman"), False: ratio(0.5, column="spearman")}
+    return {"": heads(dict.fromkeys(range(4), value.get(holds, ratio(-0.5, -0.9, 0.1, column="spearman"))))}
 
 
 def attention_loss_stands_out(holds, *, layers):
-    return {"": heads({layer: {"alr": 9.0 if (layer in layers) == holds else 1.0} for layer in range(8)})}
+    high, low = ratio(9.0, column="alr"), ratio(1.0, column="alr")
+    unsure = ratio(9.0, 0.5, 20.0, column="alr")
+    made = {True: (high, low), False: (low, high), None: (unsure, low)}[holds]
+    return {"": heads({layer: made[layer not in layers] for layer in range(8)})}
 
 
 def attention_loss_is_low(holds, *, except_layers, expected):
-    share = expected / 100 * (0.5 if holds else 1.5)
-    return {"": heads({layer: {"alr": share * 10, "alr_random": 10.0} for layer in range(4)})}
+    bar = expected / 10
+    loss = {True: ratio(bar / 2, column="alr"), False: ratio(bar * 2, column="alr")}
+    random = ratio(10.0, column="alr_random")
+    made = {**loss.get(holds, ratio(bar / 2, bar / 4, bar * 2, column="alr")), **random}
+    return {"": heads(dict.fromkeys(range(4), made))}
 
 
 def heads(layers: Mapping[int, Mapping[str, float]]) -> Rows:
@@ -109,7 +150,7 @@ def heads(layers: Mapping[int, Mapping[str, float]]) -> Rows:
 
 
 def recall_at(holds, *, row, expected, tolerance=0.0, uncompressed=None, at_most=False):
-    # One prompt of two leaves most shares open; all or none of a hundred decide.
+    # One prompt of two leaves every share open; all or none of a hundred decide.
     matches, of = (1, 2) if holds is None else (100 if holds != at_most else 0, 100)
     rows = [{**row, "matches": matches, "of": of}]
     return {"": rows if uncompressed is None else [*rows, {**uncompressed, "matches": of, "of": of}]}
@@ -118,29 +159,32 @@ def recall_at(holds, *, row, expected, tolerance=0.0, uncompressed=None, at_most
 def ttft(holds, *, row, expected, timer, first_call):
     """Each timer has a column of its own; a claim has both timers, one of them as a fault."""
     fallen = 1 + expected / 100
-    honest = ratio(fallen / 2 if holds else 1.0, column="warm_ttft_ratio") if timer == "honest" else {}
-    cold = ratio(2 / fallen if holds else 1.0, column="seconds_ratio") if timer == "cold" else {}
+    honest = cold = {}
+    if timer == "honest":
+        value = {True: ratio(fallen / 2), False: ratio(1.0), None: ratio(fallen * 1.5, fallen / 2, 1.0)}[holds]
+        honest = {f"warm_ttft_{column}": each for column, each in value.items()}
+    else:
+        value = {True: ratio(2 / fallen), False: ratio(1.0), None: ratio(1.5, 1.0, 2 / fallen)}[holds]
+        cold = {f"seconds_{column}": each for column, each in value.items()}
     return {"": [{**row, **honest}], first_call: [{"what": "whole first call", **cold}]}
 
 
 def shrinks_with_size(holds, *, models, row):
     values = {True: (3.0, 2.0), False: (2.0, 3.0), None: (3.0, 2.0)}[holds]
-    found = [anywhere(value) if holds is None else ratio(value) for value in values]
-    return {f"{slugs(model)[0]}:": [{**row, **one}] for model, one in zip(models, found, strict=False)}
+    made = [ratio(value, 0.01, 100.0) if holds is None else ratio(value) for value in values]
+    return {f"{slugs(model)[0]}:": [{**row, **each}] for model, each in zip(models, made, strict=False)}
 
 
 MAKERS: Mapping[str, Callable[..., Mapping[str, Rows]]] = {
     function.__name__: function
     for function in (
-        cell_value, change, no_loss, no_difference, rises, worst, mildest, better, never_fires, fires, dilutes,
+        cell_value, count, change, no_loss, no_difference, rises, worst, mildest, better, never_fires, fires, dilutes,
         correlation, attention_loss_stands_out, attention_loss_is_low, recall_at, ttft, shrinks_with_size,
     )
 }  # fmt: skip
 
-#: Checks that data can leave open, besides those that hold or do not hold.
-CAN_BE_OPEN = {
-    "change", "no_loss", "no_difference", "rises", "worst", "mildest", "better", "recall_at", "shrinks_with_size",
-}  # fmt: skip
+#: Checks of counts, where nothing is sampled: they hold or do not hold.
+NEVER_OPEN = {"count", "never_fires", "fires"}
 
 
 def tables_for(
@@ -154,15 +198,23 @@ def tables_for(
         for fault in claim.faults.values()
     ]
     for text_set in text_sets or claim.text_sets:
-        for whats, arguments, outcome in wanted:
-            for what in whats:
-                for place, rows in MAKERS[claim.check](outcome, **arguments).items():
-                    if ":" in place:  # another model's
-                        name = f"{place.removesuffix(':')}/{text_set}/{what}"
+        for kinds, arguments, answer in wanted:
+            for kind in kinds:
+                for place, rows in MAKERS[claim.check](answer, **arguments).items():
+                    if place.endswith(":"):  # another model's
+                        name = f"{place.removesuffix(':')}/{text_set}/{kind}"
+                    elif place in ("", "-pairs"):
+                        name = f"{model}/{text_set}/{kind}{place}"
                     else:
-                        name = f"{model}/{place or f'{text_set}/{what}'}"
+                        name = f"{model}/{place}"
                     _merge(names[name], rows)
-    return [Table(name, (), list(rows.values())) for name, rows in names.items()]
+    return [_table(name, list(rows.values())) for name, rows in names.items()]
+
+
+def _table(name: str, rows: Rows) -> Table:
+    if name.endswith("-pairs"):
+        return Table(name, ("row", "reference"), rows)
+    return Table(name, KEY, [dict.fromkeys(KEY) | row for row in rows])
 
 
 def _merge(table: dict[str, dict[str, Any]], rows: Rows) -> None:

@@ -1,6 +1,6 @@
-"""The table of verdicts in this folder's README, from the baselines.
+"""The tables in this folder's README: what a verdict means, the rules, and the verdicts from the baselines.
 
-``python -m suites.claims.readme [RESULTS ...]`` writes it there. Latencies have no baselines: the tables of
+``python -m suites.claims.readme [RESULTS ...]`` writes them there. Latencies have no baselines: the tables of
 results folders are added to those of the baselines.
 """
 
@@ -13,13 +13,13 @@ from itertools import takewhile
 from pathlib import Path
 
 from knorm_core.claims import judge, load_claims
-from knorm_core.plugin.ledger import reason
+from knorm_core.claims.rules import RULES
 from knorm_core.results.file import read_results
-from knorm_core.results.records import Results, Verdict
+from knorm_core.results.records import TRANSFERS, VERDICTS, Results, Verdict
 from suites.claims.recorded import BASELINES, recorded_tables
 
 README = Path(__file__).with_name("README.md")
-HEAD = ["| source | claim | what became of it |", "|---|---|---|"]
+VERDICT_HEAD = "| source | claim | what became of it |"
 
 
 def ledger(*folders: str) -> list[Verdict]:
@@ -31,20 +31,33 @@ def ledger(*folders: str) -> list[Verdict]:
 
 
 def table_lines(verdicts: Sequence[Verdict]) -> list[str]:
-    """Markdown, one row per outcome: claims of one source of which the same is to be said share theirs."""
+    """Markdown, one row per verdict and reason: claims of one source of which the same is to be said share theirs."""
     rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for verdict in verdicts:
-        rows[verdict.source, verdict.verdict, reason(verdict)].append(verdict.claim)
+        rows[verdict.source, verdict.verdict, verdict.reason].append(verdict.claim)
     return [f"| {source} | {' '.join(claims)} | **{name}**{why} |" for (source, name, why), claims in rows.items()]
 
 
-def updated(text: str, rows: Sequence[str]) -> str:
-    """The README with these rows in place of the table's."""
+def definitions() -> dict[str, list[str]]:
+    """Rows by the head of their table: the words, as they are defined in the code, and the rules of the checks."""
+    rules = {name.replace("_", " "): str(rule.__doc__).split("\n")[0] for name, rule in RULES.items()}
+    return {
+        "| verdict | meaning |": [f"| **{word}** | {meaning} |" for word, meaning in VERDICTS.items()],
+        "| another model | meaning |": [f"| **{word}** | {meaning} |" for word, meaning in TRANSFERS.items()],
+        "| rule | what it says |": [f"| {name} | {text} |" for name, text in rules.items()],
+    }
+
+
+def updated(text: str, head: str, rows: Sequence[str]) -> str:
+    """The README with these rows in place of those of the table with this head."""
     lines = text.split("\n")
-    start = lines.index(HEAD[0]) + len(HEAD)
+    start = lines.index(head) + 2
     length = len(list(takewhile(lambda line: line.startswith("|"), lines[start:])))
     return "\n".join([*lines[:start], *rows, *lines[start + length :]])
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(encoding="utf-8"), table_lines(ledger(*sys.argv[1:]))), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    for head, rows in (definitions() | {VERDICT_HEAD: table_lines(ledger(*sys.argv[1:]))}).items():
+        text = updated(text, head, rows)
+    README.write_text(text, encoding="utf-8")

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,8 +34,8 @@ def row(keep, ppl, low=None, high=None):
     return {"keep_ratio": keep, "ppl": ppl} | interval
 
 
-def table(*rows, name="m/t/ppl", baseline=GOLDEN):
-    return Table(name, ["keep_ratio"], list(rows), {}, baseline, "r")
+def table(*rows, name="m/t/ppl", baseline=GOLDEN, **made_from):
+    return Table(name, ["keep_ratio"], list(rows), made_from, baseline, "r")
 
 
 def verdict(name, outcome):
@@ -43,14 +47,15 @@ def folders(tmp_path):
     """``folders(A, B)``: two results, written; their paths as arguments."""
 
     def written(*results):
-        for name, one in zip("ab", results, strict=True):
-            write_results(tmp_path / name, one)
+        for name, each in zip("ab", results, strict=True):
+            write_results(tmp_path / name, each)
         return [str(tmp_path / "a"), str(tmp_path / "b")]
 
     return written
 
 
 BEFORE = Results([run()], [table(row(1.0, 40.0), row(0.5, 48.0, 1.1, 1.3))])
+SHARED = table(row(1.0, 40.0), name="m/t/shared")
 
 
 def after(ppl, **changes):
@@ -119,20 +124,22 @@ def test_tables_without_a_baseline_are_shown_and_not_counted(folders, capsys):
 
 
 def test_versions_machine_lone_tables_and_flipped_verdicts_are_said(folders, capsys):
-    old = dataclasses.replace(BEFORE, verdicts=[verdict("x", "reproduced"), verdict("y", "refuted")])
+    old = dataclasses.replace(
+        BEFORE, tables=[*BEFORE.tables, SHARED], verdicts=[verdict("x", "reproduced"), verdict("y", "refuted")]
+    )
     new = Results(
         [run(options={"knorm_report": "y"}, versions={"torch": "2.10"}, machine={"device": "cuda"})],
-        [table(row(1.0, 40.0), name="m/t/new")],
+        [table(row(1.0, 40.0), name="m/t/new"), SHARED],
         (),
         [verdict("x", "refuted"), verdict("y", "refuted"), verdict("z", "explained")],
     )
-    found = compare(old, new)
-    assert [(one.what, one.before, one.after) for one in found.differences] == [
+    comparison = compare(old, new)
+    assert [(each.what, each.before, each.after) for each in comparison.differences] == [
         ("torch", "2.9", "2.10"),
         ("device", "", "cuda"),
     ]
-    assert (found.only_before, found.only_after) == (("m/t/ppl",), ("m/t/new",))
-    assert {(flip.id, flip.before, flip.after) for flip in found.flips} == {
+    assert (comparison.only_before, comparison.only_after) == (("m/t/ppl",), ("m/t/new",))
+    assert {(flip.id, flip.before, flip.after) for flip in comparison.flips} == {
         ("x", "reproduced", "refuted"),
         ("z", "", "explained"),
     }
@@ -146,7 +153,7 @@ def test_versions_machine_lone_tables_and_flipped_verdicts_are_said(folders, cap
 def test_the_same_results_have_nothing_to_show(folders, capsys):
     assert main(folders(BEFORE, BEFORE)) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "Versions, machine and options are the same.",
+        "Versions, machine, options, models and texts are the same.",
         "Both have the same tables.",
         "No verdict flipped.",
         "0 cells moved: 0 by more than the golden tolerance, 0 beyond a 95 % interval. 0 verdicts flipped.",
@@ -203,3 +210,84 @@ def test_help_says_what_each_exit_status_means(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     assert all(f"\n  {status}  " in text for status in (0, 1, 2))
+
+
+@pytest.mark.parametrize(("was", "now"), [(math.inf, 2.0), (2.0, math.inf), (math.inf, -math.inf), (1e300, math.inf)])
+def test_what_was_or_becomes_infinite_is_beyond_every_tolerance(was, now, folders):
+    results = [Results([run()], [table(row(1.0, value), baseline=Baseline("same", 0.5, 1e9))]) for value in (was, now)]
+    assert main(folders(*results)) == 1
+    assert main(folders(results[0], results[0])) == 0
+
+
+@pytest.mark.parametrize(("factor", "status"), [(5e-6, 0), (2e-5, 1)])
+def test_confidence_limits_have_the_tolerance_that_goldens_give_them(factor, status, folders):
+    rows = [row(0.5, 48.0, 1.1, 1.3), row(0.5, 48.0, 1.1 * (1 + factor), 1.3)]
+    assert main(folders(*(Results([run()], [table(each)]) for each in rows))) == status
+
+
+def test_of_two_rows_with_one_label_both_are_compared(folders, capsys):
+    results = [Results([run()], [table(row(0.5, first), row(0.5, 48.0))]) for first in (47.0, 50.0)]
+    assert main(folders(*results)) == 1
+    [cell] = compare(*results).moved
+    assert (cell.row, cell.before, cell.after) == ("0.5", 47.0, 50.0)
+    results = [Results([run()], [table(row(0.5, 48.0), row(0.5, second))]) for second in (47.0, 50.0)]
+    [cell] = compare(*results).moved
+    assert (cell.row, cell.before, cell.after) == ("0.5 (row 2 of this label)", 47.0, 50.0)
+
+
+def test_what_tables_were_made_from_is_said_where_it_differs(folders, capsys):
+    def made(text, name="m/t/ppl"):
+        return table(row(0.5, 48.0), name=name, model="m sha256:1", text=text, settings={"prune_after": 256})
+
+    old, new = ([made(text), made(text, "m/t/controls")] for text in ("sha256:aa", "sha256:bb"))
+    results = [Results([run()], tables) for tables in (old, new)]
+    [difference] = compare(*results).differences
+    assert difference.what == "text of m/t/ppl and 1 more"
+    assert (difference.before, difference.after) == ("sha256:aa", "sha256:bb")
+    assert main(folders(*results)) == 0
+    assert "sha256:bb" in capsys.readouterr().out
+
+
+def test_tables_of_one_setting_are_compared_whatever_their_names_end_in(folders):
+    def made(name, prune_after, ppl):
+        return table(row(0.5, ppl), name=name, settings={"prune_after": prune_after})
+
+    old = [made("m/t/ppl", 256, 48.0), made("m/t/ppl-0123abcd", 128, 50.0)]
+    new = [made("m/t/ppl", 128, 50.0), made("m/t/ppl-89abcdef", 256, 48.0)]
+    comparison = compare(*(Results([run()], tables) for tables in (old, new)))
+    assert comparison.common == ("m/t/ppl", "m/t/ppl-0123abcd")
+    assert (comparison.moved, comparison.differences) == ((), ())
+    assert main(folders(Results([run()], old), Results([run()], new))) == 0
+
+
+def test_results_without_a_common_table_are_not_the_same(folders, capsys):
+    results = [Results([run()], [table(row(0.5, 48.0), name=name)]) for name in ("m/t/ppl", "n/t/ppl")]
+    assert main(folders(*results)) == 2
+    assert "no table is in both, so nothing was compared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "rows",
+    ['[{"ppl": 1.0}]', "[[1.0]]", "[null]", '{"a": 1}', '[{"keep_ratio": 0.5, "ppl": 1%s}]' % ("0" * 400)],
+    ids=["no label", "a list", "null", "no list", "too large"],
+)  # fmt: skip
+def test_malformed_rows_are_a_sentence_with_status_2(rows, folders, capsys):
+    a, b = folders(BEFORE, BEFORE)
+    file = Path(b) / "results.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    content = json.loads(lines[2]) | {"rows": "ROWS"}
+    file.write_text("\n".join([*lines[:2], json.dumps(content).replace('"ROWS"', rows)]) + "\n", encoding="utf-8")
+    assert main([a, b]) == 2
+    assert "line 3: not a record of results" in capsys.readouterr().err
+
+
+def test_a_terminal_of_few_letters_gets_a_replacement_for_the_others(folders):
+    tables = [table(row(0.5, value), name="m/文/ppl") for value in (1.0, 2.0)]
+    for encoding in ("latin-1", "ascii"):
+        ran = subprocess.run(
+            [sys.executable, "-m", "knorm_core.compare", *folders(*(Results([run()], [each]) for each in tables))],
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+        )
+        assert (ran.returncode, ran.stderr) == (1, b"")
+        assert b"m/?/ppl" in ran.stdout

@@ -48,7 +48,12 @@ def test_a_sound_file_is_read_with_its_defaults(load):
     assert (claim.id, claim.source, claim.needs) == ("c", "report", "tox")
     assert claim.arguments == {"row": {"keep_ratio": 0.9}, "expected": 13, "tolerance": 5}
     assert (claim.expected_text, claim.tolerance_text) == ("+13 %", "5 points")
-    assert claim.stand_in is None
+    assert (claim.stand_in, claim.about, claim.about_any_model) == (None, ("any model",), True)
+
+
+def test_a_claim_may_be_about_several_models(load):
+    [claim] = load(SOUND.replace('"any model"', '["a/b", "c"]'))
+    assert (claim.about, claim.about_any_model) == (("a/b", "c"), False)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,7 @@ def test_a_sound_file_is_read_with_its_defaults(load):
         ('id = "c"', "id = 3", "r.toml, claim 3: id = 3 is not text"),
         ('claim = "It', 'verdict = "refuted"\nclaim = "It', "r.toml, claim 'c': unknown key 'verdict'"),
         ("higher.", "higher", "claim 'c': claim = 'It is 13 % higher' is not a sentence"),
+        ('"any model"', "[]", r"claim 'c': about = \[\] is not a model or a list of them"),
         ('["t"]', '"t"', "claim 'c': text_sets = 't' is not a list of names"),
         ('["ppl"]', "[]", r"claim 'c': tables = \[\] is not a list of names"),
         ('"change"', '"chnage"', "claim 'c': check = 'chnage' does not exist; there are attention_loss_is_low, "),

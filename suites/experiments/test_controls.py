@@ -9,7 +9,8 @@ import pytest
 
 from knorm_core.experiments.controls import SEEDS, UNCOMPRESSED, Row, averaged, pooled, shown_change
 from knorm_core.experiments.divergence import summary
-from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
+from knorm_core.experiments.intervals import perplexity_ratio
+from knorm_core.results.interval import Interval
 from suites.experiments.conftest import on_both_texts
 
 RATIOS = (0.9, 0.5, 0.1)
@@ -32,7 +33,7 @@ def test_controls_match_the_baseline(text_set, control_tables, evaluations, shor
                 "keep ratio": str(row["keep_ratio"]),
                 "positions": row["positions"],
                 "PPL": row["ppl"],
-                **shown_change(RatioInterval(row["ratio"], row["ratio_low"], row["ratio_high"])),
+                **shown_change(Interval.of(row, "ratio")),
                 "mean cache": f"{row['mean_cache']:.1f}",
             }
             for row in rows
@@ -101,7 +102,7 @@ def test_random_beats_high_norm_at_keep_a_half_on_the_average_of_seeds(text_set,
     # By a quarter to a third on both texts; on the articles a few tokens of enormous loss under high norm
     # make most of it, and the interval does not exclude no change.
     random, high = random_mean(text_set, 0.5, evaluations), evaluations(text_set, Row("high_norm", 0.5))
-    assert perplexity_ratio(random, high).ratio < 0.8
+    assert perplexity_ratio(random, high).value < 0.8
     assert is_better(random, high) == (text_set == "embedded-narrative")
 
 
@@ -124,7 +125,7 @@ def test_where_sinks_and_recent_tokens_beat_low_norm(text_set, evaluations, clai
         ratio: [evaluations(text_set, Row(policy, ratio)) for policy in ("sink_recent", "low_norm")] for ratio in RATIOS
     }
     assert {ratio for ratio in RATIOS if is_better(*rows[ratio])} == SINKS_WIN[text_set]
-    assert all(perplexity_ratio(*rows[ratio]).ratio < 1 for ratio in RATIOS)
+    assert all(perplexity_ratio(*rows[ratio]).value < 1 for ratio in RATIOS)
 
 
 @both_texts
@@ -167,17 +168,17 @@ def against_the_paper(text_set, evaluations):
         if ratio >= 0.5 and change.low > 1:
             yield (
                 f"Contradicts the paper (no loss up to 50 % eviction): low norm at keep {ratio} changes perplexity by "
-                f"{change.ratio - 1:+.1%} (95 % interval {change})."
+                f"{change.change} (95 % interval {change.limits})."
             )
         against = perplexity_ratio(low, evaluations(text_set, Row("sink_recent", ratio)))
         if against.low > 1:
             yield (
                 f"No norms needed: at keep {ratio}, four sinks and the most recent tokens beat low norm, whose "
-                f"perplexity is {against.ratio - 1:+.1%} higher ({against})."
+                f"perplexity is {against.change} higher ({against.limits})."
             )
         inverted = perplexity_ratio(evaluations(text_set, Row("low_norm", ratio, positions="cache")), low)
         if inverted.low > 1:
             yield (
                 f"Position drift: at keep {ratio}, feeding positions from the cache length makes the perplexity of low "
-                f"norm {inverted.ratio - 1:+.1%} higher ({inverted}), with the same rule of eviction."
+                f"norm {inverted.change} higher ({inverted.limits}), with the same rule of eviction."
             )

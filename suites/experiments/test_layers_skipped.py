@@ -11,8 +11,9 @@ import functools
 import pytest
 
 from knorm_core.experiments.controls import pooled, shown_change
-from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
+from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.experiments.layers_skipped import SkipRow, only, skip_rows
+from knorm_core.results.interval import Interval
 from suites.experiments.conftest import on_both_texts
 
 RATIOS = (0.9, 0.5, 0.1)
@@ -55,7 +56,7 @@ def test_tables_with_layers_skipped_match_the_baseline(text_set, skip_table, sho
                 "keep ratio": str(row["keep_ratio"]),
                 "positions": row["positions"],
                 "PPL": row["ppl"],
-                **shown_change(RatioInterval(row["ratio"], row["ratio_low"], row["ratio_high"])),
+                **shown_change(Interval.of(row, "ratio")),
                 "mean cache": f"{row['mean_cache']:.1f}",
             }
             for row in rows
@@ -74,8 +75,8 @@ def what_skipping_does(table):
             for mode in ("absolute", "cache")
         )
         yield (
-            f"Keep {ratio}: skipping layer 0 changes perplexity by {cache.ratio - 1:+.1%} ({cache}) where true "
-            f"positions are passed, and by {both.ratio - 1:+.1%} ({both}) where they are taken from the cache length."
+            f"Keep {ratio}: skipping layer 0 changes perplexity by {cache.change} ({cache.limits}) where true "
+            f"positions are passed, and by {both.change} ({both.limits}) where they are taken from the cache length."
         )
 
 
@@ -132,7 +133,7 @@ def test_the_cost_of_each_layer_alone_matches_the_baseline(layer_table, one_text
     costly = [layer for layer, change in alone.items() if change.excludes_no_change]
     product = 1.0
     for change in alone.values():
-        product *= change.ratio
+        product *= change.value
     show_table(
         f"one layer compressed at a time, keep {RATIO}, {TOKENS} tokens, prune_after {PRUNE_AFTER}",
         [
@@ -140,8 +141,8 @@ def test_the_cost_of_each_layer_alone_matches_the_baseline(layer_table, one_text
             for layer, change in changes.items()
         ],
         f"Alone, layers {costly} change perplexity beyond their interval; the dearest is layer "
-        f"{max(alone, key=lambda layer: alone[layer].ratio)}. All layers together change it by "
-        f"{changes['all'].ratio - 1:+.1%}, the single changes multiply to {product - 1:+.1%}.",
+        f"{max(alone, key=lambda layer: alone[layer].value)}. All layers together change it by "
+        f"{changes['all'].change}, the single changes multiply to {product - 1:+.1%}.",
     )
     rows = [
         {"layer": layer, "ppl": layer_table[layer].ppl, "ratio_low": change.low, "ratio_high": change.high}

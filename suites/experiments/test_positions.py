@@ -10,7 +10,8 @@ import functools
 import pytest
 
 from knorm_core.experiments.controls import UNCOMPRESSED, Row, pooled, shown_change
-from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
+from knorm_core.experiments.intervals import perplexity_ratio
+from knorm_core.results.interval import Interval
 from suites.experiments.conftest import on_both_texts
 
 RATIOS = (0.9, 0.5, 0.1)
@@ -51,7 +52,7 @@ def test_position_modes_match_the_baseline(text_set, position_tables, short_text
                 "keep ratio": str(row["keep_ratio"]),
                 "positions": row["positions"],
                 "PPL": row["ppl"],
-                **shown_change(RatioInterval(row["ratio"], row["ratio_low"], row["ratio_high"])),
+                **shown_change(Interval.of(row, "ratio")),
             }
             for row in rows
         ],
@@ -67,7 +68,7 @@ def against_absolute(tables, policy, ratio):
     verdict = "" if change.excludes_no_change else ", which is no difference beyond the interval"
     return (
         f"{policy} at keep {ratio}: rotating survivors to the front instead of keeping true positions changes "
-        f"perplexity by {change.ratio - 1:+.1%} ({change}){verdict}."
+        f"perplexity by {change.change} ({change.limits}){verdict}."
     )
 
 

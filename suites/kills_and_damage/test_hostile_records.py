@@ -14,7 +14,7 @@ import torch
 from knorm_core.claims.loading import ClaimError, load_claims
 from knorm_core.evaluator import evaluate
 from knorm_core.results.file import ResultsError, read_results, write_results
-from knorm_core.results.records import Baseline, Cell, Results, Run, Table, Test
+from knorm_core.results.records import Baseline, ChangedCell, Results, Run, Table, Test
 from knorm_core.sweeps.codec import EVALUATION, remember
 from knorm_core.sweeps.store import Store, StoreWarning, _seal, _sha256, canonical
 from suites.families import random_ids, tiny_model
@@ -59,7 +59,7 @@ def test_changed_claims_are_refused_or_are_claims(examples, tmp_path):
 
 def whole_results():
     run = Run("1", "2026-01-01T00:00:00+00:00", 1.5, "pytest", 0, {"knorm_model": "m"}, {"torch": "2"}, {"cores": 2})
-    baseline = Baseline("changed", 1e-6, 0.0, [Cell("0.5", "ppl", 1.0, float("inf"))])
+    baseline = Baseline("changed", 1e-6, 0.0, [ChangedCell("0.5", "ppl", 1.0, float("inf"))])
     table = Table("m/t/ppl", ["keep_ratio"], [{"keep_ratio": 0.5, "ppl": 2.0}], {"text": "t"}, baseline, "1")
     return Results([run], [table], [Test("a.py::test", "failed", 0.5, "why", "1")])
 

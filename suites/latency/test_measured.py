@@ -1,4 +1,4 @@
-"""Real time on this machine: what compression costs and buys, and what becomes of the report's claim.
+"""Real time on this machine: what compression costs and buys.
 
 No number here is a baseline. Held are relations that hold on any machine: bytes exactly, times with
 generous bounds.
@@ -10,7 +10,6 @@ import pytest
 
 from knorm_core.counts import kept_count
 from knorm_core.latency import ColdStart, Contexts, Latency, measure_cold_start, measure_contexts, measure_latency
-from knorm_core.latency.claim import EXPLAINED, REFUTED, REPRODUCED
 from knorm_core.latency.records import cold_start_records, contexts_record, latency_record
 from knorm_core.latency.tables import cold_start_tables, contexts_table, latency_table
 from knorm_core.methods.language_model import text_config
@@ -67,7 +66,7 @@ def test_compression_does_not_shorten_the_time_to_first_token(latency, show_tabl
     record_latency(latency_record(latency))
     assert not latency.failures
     # On a busy machine single rounds part by tens of per cent; there, the interval has to reach the bound.
-    bound = "high" if latency.environment.busy else "median"
+    bound = "high" if latency.environment.busy else "value"
     ratios = {row.keep_ratio: getattr(row.ttft_seconds.ratio, bound) for row in latency}
     assert all(ratio >= 0.95 for ratio in ratios.values()), (
         f"honest timers show a shorter time to first token than keep 1 has ({bound} of the paired ratio): {ratios}"
@@ -83,7 +82,7 @@ def test_compressing_takes_a_small_part_of_the_time(latency):
 
 def test_throughput_changes_by_less_than_half_at_a_short_context(latency):
     for row in latency:
-        assert 0.5 < row.tokens_per_second.ratio.median < 2
+        assert 0.5 < row.tokens_per_second.ratio.value < 2
 
 
 def test_the_peak_is_the_prompt_and_the_mean_lies_between(latency):
@@ -110,26 +109,20 @@ def test_a_compressed_cache_is_smaller_at_every_context(contexts, show_table, re
 
 def test_throughput_gains_grow_with_the_context(contexts):
     """Not where they set in, which is the machine's affair: only that a tenth of a long cache is not slower to read."""
-    longest = contexts.latencies[-1].row(0.1).tokens_per_second.ratio.median
-    shortest = contexts.latencies[0].row(0.1).tokens_per_second.ratio.median
+    longest = contexts.latencies[-1].row(0.1).tokens_per_second.ratio.value
+    shortest = contexts.latencies[0].row(0.1).tokens_per_second.ratio.value
     assert longest > 0.8 * shortest
 
 
-def test_the_verdict_on_the_claim_follows_from_first_calls_of_fresh_processes(cold, show_table, record_latency):
+def test_first_calls_of_fresh_processes_are_recorded_for_the_ledger(cold, show_table, record_latency):
     for table in cold_start_tables(cold):
         show_table(table.title, table.rows, *table.notes)
     for record in cold_start_records(cold):
         record_latency(record)
     assert not cold.failures
-    verdict = cold.verdict()
-    honest = {row.keep_ratio: row.warm_ttft.ratio.median for row in cold.rows}
-    assert verdict.outcome in (EXPLAINED, REFUTED, REPRODUCED)
-    assert (verdict.outcome == REPRODUCED) == (min(honest.values()) <= 0.12)
-    assert (verdict.outcome == EXPLAINED) == (
-        min(honest.values()) > 0.12 and cold.first_call.ratio.median >= 1 / (1 - 0.88)
-    )
+    assert all(row.warm_ttft.ratio.low > 0 for row in cold.rows)
 
 
 def test_a_first_call_takes_at_least_as_long_as_a_warm_one(cold):
-    assert cold.first_call.ratio.median > 0.8
+    assert cold.first_call.ratio.value > 0.8
     assert cold.first_call_with_start.median > cold.first_call.median

@@ -7,8 +7,7 @@ import json
 
 import pytest
 
-from knorm_core.latency import Contexts, Latency, Quantity, Ratio, measure_contexts, measure_latency
-from knorm_core.latency.environment import Environment
+from knorm_core.latency import Contexts, Latency, measure_contexts, measure_latency
 from knorm_core.latency.quantity import ratio_of
 from knorm_core.latency.records import contexts_record, latency_record
 from knorm_core.latency.rounds import Failure
@@ -42,27 +41,15 @@ def with_throughput(contexts: Contexts, *ratios: list[float]) -> Contexts:
     return dataclasses.replace(contexts, latencies=latencies)
 
 
-def test_a_latency_row_says_everything_and_survives_json(latency):
-    exported = json.loads(json.dumps(latency.as_dict()))
-    assert list(exported["rows"][0]) == [
-        "keep_ratio",
-        "evictions",
-        "ttft_seconds",
-        "tokens_per_second",
-        "compress_seconds",
-        "cache_bytes_after_prefill",
-        "cache_bytes_end",
-        "cache_bytes_mean",
-        "cache_bytes_peak",
-        "peak_device_bytes",
-    ]
-    assert list(exported["rows"][0]["ttft_seconds"]) == [field.name for field in dataclasses.fields(Quantity)]
-    assert list(exported["rows"][0]["ttft_seconds"]["ratio"]) == [field.name for field in dataclasses.fields(Ratio)]
-    assert exported["rows"][0]["compress_seconds"]["ratio"] is None
-    assert exported["environment"]["threads"] >= 1
-    assert exported["environment"]["dtype"] == "float32"
-    assert set(exported["environment"]) == {field.name for field in dataclasses.fields(Environment)}
-    assert all(exported["environment"][name] for name in ("torch", "transformers", "cpu", "python", "platform"))
+def test_a_latency_prints_as_a_short_table_and_repeats_itself_in_a_line(latency, contexts):
+    lines = str(latency).splitlines()
+    assert lines[0].startswith("Latency: prompt 40, 2 tokens decoded")
+    assert lines[1].split()[:3] == ["keep", "TTFT", "s"]
+    assert [line.split()[0] for line in lines[2:4]] == ["1", "0.5"]
+    assert len({len(line) for line in lines[1:4]}) == 1  # aligned
+    assert len(lines) <= 7
+    assert repr(latency) == "<Latency of keep 1, 0.5: prompt 40, 2 tokens decoded>"
+    assert "from" in str(contexts) or "never decodes faster" in str(contexts)
 
 
 def test_the_latency_table_has_these_columns(latency):
@@ -130,7 +117,7 @@ def test_the_context_from_which_decoding_gains_is_found_and_never_is_said(contex
     measured = with_throughput(contexts, *ratios)
     assert measured.gains_from(0.5) == gains
     assert sentence in contexts_table(measured).notes[0]
-    assert measured.as_dict()["gains_from"] == [{"keep_ratio": 0.5, "context": gains}]
+    assert contexts_record(measured).made_from["gains_from"] == {"0.5": gains}
 
 
 def test_a_record_holds_every_quantity_with_its_interval_and_where_it_was_measured(latency):

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from knorm_core.report import write_report
 from knorm_core.results.file import FILE, ResultsError, read_results, write_results
-from knorm_core.results.records import VERDICTS, Baseline, Cell, Number, Results, Run, StandIn, Table, Test, Verdict
+from knorm_core.results.records import (
+    TRANSFERS,
+    VERDICTS,
+    Baseline,
+    ChangedCell,
+    Number,
+    Results,
+    Run,
+    Table,
+    Test,
+    Transfer,
+    Verdict,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -18,25 +32,28 @@ words = st.text(st.characters(codec="utf-8"), max_size=8)
 tables = st.builds(
     Table,
     name=words,
-    key=st.lists(words, max_size=2),
-    rows=st.lists(st.dictionaries(words, numbers | words, max_size=3), max_size=3),
+    key=st.just([]) | st.just(["row"]),
+    rows=st.lists(st.dictionaries(words, numbers | words, max_size=3).map(lambda row: row | {"row": 1}), max_size=3),
     made_from=st.dictionaries(words, words, max_size=2),
     baseline=st.builds(
         Baseline,
         st.sampled_from(["same", "changed", "missing", "other source", "damaged", "none"]),
         st.just(1e-6),
         st.just(0.0),
-        st.lists(st.builds(Cell, words, words, numbers, numbers), max_size=2).map(tuple),
+        st.lists(st.builds(ChangedCell, words, words, numbers, numbers), max_size=2),
     ),
     run=words,
 )
-figures = st.lists(st.builds(Number, words, st.floats(allow_nan=False)), max_size=2)
+finite = st.floats(allow_nan=False)
+figures = st.lists(st.builds(Number, finite, finite, finite, words), max_size=2)
 verdicts = st.builds(
     Verdict,
     **dict.fromkeys(["id", "source", "claim", "where", "setting", "about", "expected", "tolerance", "why"], words),
-    verdict=st.sampled_from(VERDICTS),
+    verdict=st.sampled_from([*VERDICTS]),
     numbers=figures,
-    stand_in=st.none() | st.builds(StandIn, words, st.sampled_from(VERDICTS), words, figures, st.lists(words)),
+    transfers=st.lists(
+        st.builds(Transfer, words, st.sampled_from([*TRANSFERS]), words, figures, st.lists(words)), max_size=2
+    ),
     tables=st.lists(words, max_size=2),
 )
 
@@ -66,8 +83,8 @@ def test_a_later_run_replaces_what_has_the_same_name_and_keeps_the_rest():
     later = Results([run("b")], [Table("y", [], [{"v": 1}], run="b"), Table("z", [], [], run="b")])
     both = first.updated(later)
     assert [(table.name, table.run) for table in both.tables] == [("x", "a"), ("y", "b"), ("z", "b")]
-    assert [one.id for one in both.runs] == ["a", "b"]
-    assert [one.id for one in first.updated(Results([run("b")], [*later.tables, Table("x", [], [])])).runs] == ["b"]
+    assert [each.id for each in both.runs] == ["a", "b"]
+    assert [each.id for each in first.updated(Results([run("b")], [*later.tables, Table("x", [], [])])).runs] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -75,13 +92,13 @@ def test_a_later_run_replaces_what_has_the_same_name_and_keeps_the_rest():
     [
         (None, r"no results at .*results\.jsonl"),
         (b"", "is empty"),
-        (b'{"kind": "schema", "version": 99}\n', "has schema version 99; this knorm reads version 1"),
+        (b'{"kind": "schema", "version": 99}\n', "has schema version 99; this knorm reads version 2"),
         (b'{"kind": "run"}\n', "has schema version None"),
         (b"\xff\xfe", "no results at"),
-        (b'{"kind": "schema", "version": 1}\n{"kind": "table", "na', "line 2: not a record"),
-        (b'{"kind": "schema", "version": 1}\n{"kind": "table", "name": NaN}', "line 2: not a record"),
-        (b'{"kind": "schema", "version": 1}\n{"kind": "poem"}', "line 2: not a record"),
-        (b'{"kind": "schema", "version": 1}\n' + b"[" * 100_000, "line 2: not a record"),
+        (b'{"kind": "schema", "version": 2}\n{"kind": "table", "na', "line 2: not a record"),
+        (b'{"kind": "schema", "version": 2}\n{"kind": "table", "name": NaN}', "line 2: not a record"),
+        (b'{"kind": "schema", "version": 2}\n{"kind": "poem"}', "line 2: not a record"),
+        (b'{"kind": "schema", "version": 2}\n' + b"[" * 100_000, "line 2: not a record"),
     ],
     ids=range(9),
 )
@@ -90,3 +107,13 @@ def test_what_cannot_be_read_is_refused_with_its_line(tmp_path, content, message
         (tmp_path / FILE).write_bytes(content)
     with pytest.raises(ResultsError, match=message):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_results_and_page_have_the_mode_that_the_umask_says(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        paths = [write_results(tmp_path, Results()), write_report(Results(), tmp_path)]
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in paths] == [mode, mode]

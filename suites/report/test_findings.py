@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from knorm_core.report import (
@@ -19,41 +21,63 @@ from knorm_core.report import (
     verdicts,
 )
 from knorm_core.report.claimed import by_keep_ratio
-from knorm_core.results.records import Baseline, Cell, Run, Table, Test, Verdict
+from knorm_core.results.interval import Interval
+from knorm_core.results.records import Baseline, ChangedCell, Results, Run, Table, Test, Verdict
 from suites.report import made_up
 
 pytestmark = pytest.mark.fast
 
 
-def curve(*ppl, low=None, high=None):
-    return [perplexity.Point(keep, p, p / ppl[0], low, high) for keep, p in zip((1.0, 0.9, 0.5, 0.1), ppl, strict=True)]
+def curve(*ppl, low=0.0, high=math.inf):
+    points = zip((1.0, 0.9, 0.5, 0.1), ppl, strict=True)
+    return [perplexity.Point(keep, p, Interval(p / ppl[0], low, high)) for keep, p in points]
 
 
 def test_perplexity_says_which_way_each_curve_goes():
     assert perplexity.finding({"absolute": curve(20, 26, 24, 30), "cache": curve(20, 90, 50, 30)}) == (
-        "Keep 0.9 changes perplexity by +30 % with true positions (worst at keep 0.1 and best at 0.5) and by +350 % "
-        "with positions from the cache length (falling at every step down)."
+        "Keep 0.9 changes perplexity by +30 % with true positions (the estimates are worst at keep 0.1 and best "
+        "at 0.5) and by +350 % with positions from the cache length (the estimates fall at every step down)."
     )
-    assert "+10 % with positions from the cache length (rising at every step down)" in perplexity.finding(
+    assert "+10 % with positions from the cache length (the estimates rise at every step down)" in perplexity.finding(
         {"cache": curve(20, 22, 24, 30)}
     )
     unsure = curve(4, 5, 6, 7, low=0.9, high=2)
-    assert "which the interval does not tell from none" in perplexity.finding({"cache": unsure})
+    assert perplexity.finding({"cache": unsure}).startswith(
+        "Keep 0.9 changes perplexity by +25 % [−10, +100], an interval that holds no change, with positions"
+    )
 
 
 def test_memory_says_what_the_lowest_keep_ratio_leaves_and_whether_anything_fired():
-    def rows(mean, evictions=4, peak=256):
-        one = {"peak_cache": peak, "evictions_per_layer": evictions}
-        return [{"keep_ratio": 0.9, "mean_cache": 250.0, **one}, {"keep_ratio": 0.1, "mean_cache": mean, **one}]
+    def rows(*means, evictions=4, peak=256):
+        keeps = zip((1.0, 0.9, 0.1), means, strict=True)
+        same = {"peak_cache": peak, "evictions_per_layer": evictions}
+        return [{"keep_ratio": keep, "mean_cache": mean, **same} for keep, mean in keeps]
 
-    assert cache_length.memory_finding([("t", rows(128.0))]) == (
-        "The keep ratio is not the memory left: on t keep 0.1 holds 50 % of its peak on average, and every keep ratio "
-        "peaks at 256 entries."
+    # Both means are over the same texts; a peak is the longest text's, and stands apart.
+    assert cache_length.memory_finding({"t": rows(300, 250, 150)}) == (
+        "The keep ratio is not the memory left: keep 0.1 holds on average, of what is held without compression, 50 % "
+        "on t, and compressed rows peak at 256 entries."
     )
-    assert "holds 25 % of its peak" in cache_length.memory_finding([("t", rows(64.0))])
-    assert cache_length.memory_finding([("t", rows(128.0, evictions=0))]) == (
+    both = cache_length.memory_finding({"t": rows(300, 250, 75), "u": rows(200, 190, 150, peak=172)})
+    assert "25 % on t and 75 % on u, and compressed rows peak at 172 to 256 entries." in both
+    assert cache_length.memory_finding({"t": rows(300, 250, 128, evictions=0)}) == (
         "Compression never fired on t: these rows compare nothing with nothing."
     )
+
+
+def test_memory_is_shown_of_other_settings_too():
+    row = {
+        "keep_ratio": 0.5,
+        "mean_cache": 9.0,
+        "peak_cache": 10,
+        "scored_tokens": 10,
+        "evictions_per_layer": 1,
+        "ppl": 2,
+    }
+    table = Table("m/t/ppl-absolute-0123abcd", ["keep_ratio"], [row | {"keep_ratio": 1.0}, row])
+    section = cache_length.section(Results(tables=[table]))
+    assert [figure.title for figure in section.figures] == ["m"]
+    assert "mean caches and evictions" not in [absent.what for absent in section.absent]
 
 
 def test_the_sawtooth_counts_its_teeth():
@@ -182,16 +206,16 @@ def test_baselines_say_what_changed_and_by_how_much():
     def table(status, *cells):
         return Table("m/t/x", [], [{}], baseline=Baseline(status, 1e-6, 0.0, cells))
 
-    same, moved = table("same"), table("same", Cell("0.9", "ppl", 20.0, 20.0000001), Cell("0.9", "ratio", 1.0, 1.0))
+    same = table("same")
+    moved = table("same", ChangedCell("0.9", "ppl", 20.0, 20.0 * (1 + 1.3e-7)), ChangedCell("0.9", "ratio", 1.0, 1.0))
     assert baselines.finding([same, same]) == "All 2 tables agree with their baselines; no cell differs."
     assert baselines.finding([moved]) == (
-        "The table agrees with its baseline; of 2 cells that differ, the furthest is ppl at 0.9 of m/t/x "
-        "(20 → 20.0000001, 5.0e-09 relative)."
+        "The table agrees with its baseline; every cell is within the tolerance, the furthest by 1.3e-07."
     )
-    changed = table("changed", Cell("0.1", "ppl", 20.0, 30.0))
+    changed = table("changed", ChangedCell("0.1", "ppl", 20.0, 30.0), ChangedCell("0.9", "ppl", 20.0, 20.0000001))
     assert baselines.finding([same, changed, table("missing")]) == (
-        "1 changed and 1 missing, of 3 tables; the one cell that differs is ppl at 0.1 of m/t/x (20 → 30, 5.0e-01 "
-        "relative)."
+        "Of 3 tables 1 changed and 1 without a baseline yet; the one cell beyond the tolerance is ppl at 0.1 of m/t/x "
+        "(20 → 30, 5.0e-01 relative)."
     )
 
 

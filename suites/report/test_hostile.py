@@ -13,8 +13,20 @@ from hypothesis import strategies as st
 
 from knorm_core.report.page import render
 from knorm_core.report.svg import draw, plain
-from knorm_core.results.records import VERDICTS, Baseline, Cell, Number, Results, Run, StandIn, Table, Test, Verdict
+from knorm_core.results.records import (
+    VERDICTS,
+    Baseline,
+    ChangedCell,
+    Number,
+    Results,
+    Run,
+    Table,
+    Test,
+    Transfer,
+    Verdict,
+)
 from suites.report.conftest import Parsed
+from suites.report.test_page import SOURCES
 
 pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("report")]
 
@@ -43,7 +55,7 @@ BENIGN = "text"
 def everything(text: str, figures: bool = False) -> Results:
     """Results with ``text`` in every field that can hold it, and where figures are to be made, in their labels."""
     run = Run(text, text, 1.0, text, 1, {"knorm_model": text, text: [text]}, {text: text}, {text: text})
-    baseline = Baseline("changed", 1e-6, 0.0, [Cell(text, text, 1.0, 2.0), Cell(text, text, text, None)])
+    baseline = Baseline("changed", 1e-6, 0.0, [ChangedCell(text, text, 1.0, 2.0), ChangedCell(text, text, text, None)])
     made_from = {"model": text, "tokenizer": text, "text": text, "settings": {"tokens": text, text: text}}
     tables = [Table(f"{text}/{text}/x", [text], [{text: text, "ppl": 1.0}], made_from, baseline, text)]
     if figures:
@@ -53,10 +65,10 @@ def everything(text: str, figures: bool = False) -> Results:
     judged: dict[str, Any] = dict.fromkeys(
         ["source", "claim", "where", "setting", "about", "expected", "tolerance", "why", "needs"], text
     )
-    numbers = [Number(text, 1.0, 0.5, 2.0)]
-    stand_in = StandIn(text, "refuted", text, numbers, [tables[0].name])
+    numbers = [Number(1.0, 0.5, 2.0, text)]
+    transfers = [Transfer(text, "does not carry over", text, numbers, [tables[0].name])]
     verdicts = [
-        Verdict(id=text, verdict=verdict, numbers=numbers, stand_in=stand_in, tables=[tables[0].name, text], **judged)
+        Verdict(id=text, verdict=verdict, numbers=numbers, transfers=transfers, tables=[tables[0].name, text], **judged)
         for verdict in VERDICTS
     ]
     return Results([run], tables, tests, verdicts)
@@ -125,7 +137,8 @@ def test_figures_of_hostile_names_hold_them_as_text():
     assert len(parsed.all("figure")) == 6
     assert len(parsed.scripts) == len(parsed.all("style")) == 1
     assert not [name for element in parsed.elements for name in element.attributes if name.startswith("on")]
-    assert {element.attributes["href"][:1] for element in parsed.all("a")} == {"#"}
+    targets = {element.attributes["href"] for element in parsed.all("a")}
+    assert {target[:1] for target in targets.difference(SOURCES)} == {"#"}
     assert "<script>alert" not in page
     assert plain(text)[:60] in "".join(parsed.text)
 

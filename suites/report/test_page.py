@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from html import escape
 
 import pytest
 
 from knorm_core.report import FILE, write_report
-from knorm_core.report.page import SECTIONS, render
+from knorm_core.report.page import SECTIONS, render, with_options
 from knorm_core.report.palette import LIGHT
 from knorm_core.report.svg import draw
-from knorm_core.results.records import Results, Table
+from knorm_core.results.records import Results, Run, Table
 from suites.report.conftest import Parsed
 
 pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("report")]
@@ -29,6 +30,7 @@ ORDER = [
     "precision",
     "baselines",
 ]
+SOURCES = ("https://arxiv.org/abs/2406.11430", "https://github.com/od-liu/CS3602-LLM-Inference-Acceleration")
 COUNTS = {"scored_tokens": 10, "evictions_per_layer": 0}
 COMMAND = re.compile(r"(tox|pytest)( |$)")
 
@@ -42,7 +44,7 @@ def test_sections_stand_in_order_and_are_linked_to(parsed):
 def test_ids_are_unique_and_every_link_and_reference_leads_to_one(parsed):
     ids = Counter(element.attributes["id"] for element in parsed.elements if "id" in element.attributes)
     assert [name for name, count in ids.items() if count > 1] == []
-    targets = [element.attributes["href"] for element in parsed.all("a")]
+    targets = [element.attributes["href"] for element in parsed.all("a") if element.attributes["href"] not in SOURCES]
     for element in parsed.elements:
         for attribute, value in element.attributes.items():
             if attribute == "xlink:href":
@@ -59,7 +61,9 @@ def test_nothing_is_loaded_from_anywhere(page, parsed):
     assert "@import" not in page
     # Addresses that are names of vocabularies, which nothing fetches.
     addresses = set(re.findall(r"[a-z]+://[^\s\"'<)]+", page))
-    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink", *SOURCES}
+    linked = [element.attributes["href"] for element in parsed.all("a")]
+    assert all(page.count(source) == linked.count(source) == 1 for source in SOURCES)
 
 
 def test_a_page_of_everything_is_below_six_megabytes(page):
@@ -97,9 +101,9 @@ def test_the_tables_hold_the_recorded_numbers_in_full(parsed, results):
 
 def test_a_table_that_no_section_knows_is_shown_all_the_same():
     table = Table("m/t/of-another-knorm", ["keep_ratio"], [{"keep_ratio": 0.5, "what": 1234.5}])
-    found = Parsed(render(Results(tables=[table])))
-    assert "1234.5" in [cell.attributes.get("data-value") for cell in found.all("td")]
-    assert "Recorded as well: m/t/of-another-knorm" in "".join(found.text)
+    page = Parsed(render(Results(tables=[table])))
+    assert "1234.5" in [cell.attributes.get("data-value") for cell in page.all("td")]
+    assert "Recorded as well: m/t/of-another-knorm" in "".join(page.text)
 
 
 def test_headings_scope_their_columns_and_every_table_has_a_caption(parsed):
@@ -119,8 +123,31 @@ def test_a_section_without_data_names_the_command_that_makes_it():
     Parsed(page)
 
 
+@pytest.mark.parametrize(
+    ("typed", "command", "shown"),
+    [
+        ("pytest -m repro --knorm-model my/model -n 2", "tox", "tox -- --knorm-model my/model"),
+        ("pytest --knorm-dtype=float32", "tox -e slow", "tox -e slow -- --knorm-dtype=float32"),
+        ("pytest --knorm-model x", "pytest -m repro suites/x.py", "pytest -m repro suites/x.py --knorm-model x"),
+        ("pytest --knorm-positions cache", "pytest --knorm-positions absolute", "pytest --knorm-positions absolute"),
+        ("pytest 'never closed --knorm-model x", "tox", "tox -- --knorm-model x"),
+        ("pytest", "tox", "tox"),
+    ],
+)
+def test_commands_that_make_what_is_missing_have_the_options_of_the_run(typed, command, shown):
+    run = Run("r", "", 1.0, typed, 0, {}, {}, {})
+    assert with_options(command, Results([run])) == shown
+    assert typed == "pytest" or f"<code>{escape(with_options('tox', Results([run])))}</code>" in render(Results([run]))
+
+
+def test_the_paper_and_the_report_are_explained_before_they_are_named(page):
+    body = page[page.index("<body>") :]
+    for source in ("paper", "report"):
+        assert body.index(f"<dfn>{source}</dfn>") <= re.search(rf"\b{source}\b", body).start()
+
+
 def test_times_are_asked_of_tox_latency_and_pass_keys_by_depth_of_tox_slow():
-    absent = {one.what: one.command for section in SECTIONS for one in section(Results()).absent}
+    absent = {each.what: each.command for section in SECTIONS for each in section(Results()).absent}
     assert absent["times of this machine"] == absent["the cold-start experiment"] == "tox -e latency"
     assert absent["50 pass keys in each of 20 cells of context and depth"] == "tox -e slow"
 
@@ -133,7 +160,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="file"):
         write_report(Results(), tmp_path / "file" / "folder")
     assert path.read_bytes() == before
-    assert {found.name for found in tmp_path.iterdir()} == {"file", FILE}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", FILE}
 
 
 def test_a_theme_reaches_every_colour_of_a_drawing_that_is_its_own():
@@ -166,5 +193,5 @@ def test_odd_numbers_make_a_page_all_the_same(ratios, ppl, says):
         {"keep_ratio": keep, "ppl": 20.0 if keep == 1 else ppl, "mean_cache": 9, "peak_cache": 9} for keep in ratios
     ]
     table = Table("m/t/ppl-absolute", ["keep_ratio"], [row | interval | COUNTS for row in rows])
-    found = Parsed(render(Results(tables=[table])))
-    assert any(says in finding for finding in found.findings)
+    page = Parsed(render(Results(tables=[table])))
+    assert any(says in finding for finding in page.findings)

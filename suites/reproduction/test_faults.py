@@ -113,14 +113,11 @@ def phase_2(evaluation):
 
 def table_row(case, ratio, evaluations, plain):
     evaluations, plain = list(evaluations), list(plain)
-    interval = perplexity_ratio(evaluations, plain)
     return {
         "case": case,
         "keep_ratio": ratio,
         "ppl": perplexity(evaluations),
-        "ratio": interval.ratio,
-        "ratio_low": interval.low,
-        "ratio_high": interval.high,
+        **perplexity_ratio(evaluations, plain).columns("ratio"),
         "scored_tokens": sum(len(evaluation.nll) for evaluation in evaluations),
         "evictions_per_layer": sum(max(evaluation.evictions_per_layer) for evaluation in evaluations),
         "peak_cache": max(evaluation.peak_cache for evaluation in evaluations),

@@ -11,9 +11,10 @@ import pytest
 
 from knorm_core import Evaluation
 from knorm_core.experiments.controls import pooled, shown_change
-from knorm_core.experiments.intervals import RatioInterval, perplexity_ratio
+from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.inputs.texts import TEXT_SETS, text_names
 from knorm_core.plugin.inputs import DEFAULT_SETTINGS, made_from, settings_suffix
+from knorm_core.results.interval import Interval
 from knorm_core.sweeps.cells import Cell
 from suites.reproduction.reported import reported
 
@@ -164,7 +165,7 @@ def direction(step):
     """+, - or ? of one step down in the keep ratio."""
     if not step.excludes_no_change:
         return "?"
-    return "+" if step.ratio > 1 else "-"
+    return "+" if step.value > 1 else "-"
 
 
 def test_the_cache_is_a_sawtooth_between_kept_count_and_prune_after(
@@ -216,7 +217,7 @@ def table_row(ratio, evaluations, uncompressed):
 
 def shown(row):
     """The row as a person reads it."""
-    change = shown_change(RatioInterval(row["ratio"], row["ratio_low"], row["ratio_high"]))
+    change = shown_change(Interval.of(row, "ratio"))
     return {
         "keep ratio": str(row["keep_ratio"]),
         "PPL": row["ppl"],
