@@ -115,19 +115,19 @@ def better(
     tables: Tables,
     name: str,
     *,
-    one: Mapping[str, Any],
-    other: Mapping[str, Any],
+    row: Mapping[str, Any],
+    reference: Mapping[str, Any],
     keep_ratios: Sequence[float],
 ) -> Answer:
-    """The rows of ``one`` have a lower perplexity than those of ``other``, at every keep ratio."""
+    """``row`` has a lower perplexity than ``reference``, at every keep ratio."""
     table = tables.table(name)
     ratios = {
         f"at keep {keep:g}": tables.between(
-            name, *(find_row(table, {**labels, "keep_ratio": keep}) for labels in (one, other))
+            name, *(find_row(table, {**labels, "keep_ratio": keep}) for labels in (row, reference))
         )
         for keep in keep_ratios
     }
-    why = f"{describe(other)} against {describe(one)}: {_listed(ratios)}"
+    why = f"{describe(reference)} against {describe(row)}: {_listed(ratios)}"
     return Answer(rules.better([*ratios.values()]), why, _numbers(ratios), MORE_TEXTS)
 
 

@@ -150,7 +150,7 @@ def forest(
 
 
 def fixed(ticks: Sequence[float]) -> Locator:
-    """Ticks where they are told to be, and nowhere else."""
+    """Ticks at these places, and nowhere else."""
     from matplotlib.ticker import FixedLocator
 
     return FixedLocator(ticks)

@@ -34,7 +34,8 @@ def section(results: Results) -> Section:
         "Did compression fire, and how much memory does a keep ratio really save?",
         [*traces, *memory],
         tables=[
-            as_recorded(one, f"The report's faults: did it fire, {one.where}") for one in of_kind(results, "faults")
+            as_recorded(table, f"The report's faults: did it fire, {table.where}")
+            for table in of_kind(results, "faults")
         ],
         absent=[
             Absent(what, "tox", "pytest -m repro suites/reproduction")

@@ -16,13 +16,13 @@ def by_keep_ratio(verdicts: Iterable[Verdict], what: str) -> dict[float, float]:
 
     ``what`` is a perplexity of `COLUMNS`, or "ttft" or "throughput", which are changes in per cent.
     """
-    found = {}
+    numbers = {}
     for verdict in verdicts:
         ratio = re.fullmatch(rf"report-{what}-([01][.][0-9]+)", verdict.id)
         value = re.fullmatch(r"([+-]?[0-9]+(?:[.][0-9]+)?)( %)?", verdict.expected)
         if ratio and value:
-            found[float(ratio[1])] = float(value[1])
-    return dict(sorted(found.items(), reverse=True))
+            numbers[float(ratio[1])] = float(value[1])
+    return dict(sorted(numbers.items(), reverse=True))
 
 
 def column_for(text_set: str) -> str:

@@ -24,16 +24,16 @@ WHOLE, WITH_START = "whole first call", "first call, imports and loading"
 
 def figures(results: Results) -> list[Figure]:
     """Per model of which both tables are there: the claim beside two ways to measure, and the parts of a first call."""
-    first = {one.model: one for one in of_kind(results, "first-call")}
+    first = {table.model: table for table in of_kind(results, "first-call")}
     claims = claimed.by_keep_ratio(results.verdicts, "ttft")
-    found = []
-    for index, one in enumerate(of_kind(results, "cold-start")):
-        if one.model in first:
-            found += [
-                _claim(f"cold-{index}", one, first[one.model], claims),
-                _parts(f"first-{index}", first[one.model]),
+    drawn = []
+    for index, table in enumerate(of_kind(results, "cold-start")):
+        if table.model in first:
+            drawn += [
+                _claim(f"cold-{index}", table, first[table.model], claims),
+                _parts(f"first-{index}", first[table.model]),
             ]
-    return found
+    return drawn
 
 
 def finding(first_call: TableRow, rows: Sequence[TableRow], claims: Mapping[float, float]) -> str:
@@ -60,8 +60,8 @@ def parts_finding(calls: Sequence[TableRow]) -> str:
     )
 
 
-def _claim(name: str, one: Table, first: Table, claims: Mapping[float, float]) -> Figure:
-    rows = [row for row in one.rows if row["keep_ratio"] < 1]
+def _claim(name: str, table: Table, first: Table, claims: Mapping[float, float]) -> Figure:
+    rows = [row for row in table.rows if row["keep_ratio"] < 1]
     series = {
         label: [Interval.of(row, f"{way}_ttft_ratio") for row in rows]
         for label, way in (("honest timers", "warm"), ("cold baseline", "cold"))
@@ -81,14 +81,14 @@ def _claim(name: str, one: Table, first: Table, claims: Mapping[float, float]) -
             "time to first token, multiple of keep 1.0",
             theirs,
         ),
-        alt=f"Dot plot of the time to first token against keep 1.0, {one.model}: {times}.",
+        alt=f"Dot plot of the time to first token against keep 1.0, {table.model}: {times}.",
         height=1.4 + 0.6 * len(rows),
     )
     return Figure(
-        f"{one.model}: could a cold start have made it?",
+        f"{table.model}: could a cold start have made it?",
         finding(_whole(first.rows), rows, claims),
         [Panel("", svg)],
-        as_recorded(one, f"Cold and honest timers by keep ratio, {one.model}"),
+        as_recorded(table, f"Cold and honest timers by keep ratio, {table.model}"),
         note="Grey diamonds: what the report claims. Cold baseline: fresh process, keep 1.0 first, once.",
     )
 

@@ -36,18 +36,18 @@ _FURTHER = {
 
 def section(results: Results) -> Section:
     """A figure per text set, and the further experiments as tables."""
-    found = of_kind(results, "controls")
+    tables = of_kind(results, "controls")
     return Section(
         "controls",
         "Controls",
         "Does the norm of a key tell which ones to keep, or would any other choice have done?",
-        [_figure(f"controls-{index}", one) for index, one in enumerate(found)],
+        [_figure(f"controls-{index}", table) for index, table in enumerate(tables)],
         tables=[
-            as_recorded(one, f"{title}: {one.where}")
+            as_recorded(table, f"{title}: {table.where}")
             for what, title in _FURTHER.items()
-            for one in of_kind(results, what)
+            for table in of_kind(results, what)
         ],
-        absent=[] if found else [Absent("the controls", "tox", "pytest -m repro suites/experiments/test_controls.py")],
+        absent=[] if tables else [Absent("the controls", "tox", "pytest -m repro suites/experiments/test_controls.py")],
     )
 
 
@@ -85,20 +85,20 @@ def _of(rows: Sequence[TableRow], policy: str, ratio: float, positions: str = "a
     return None
 
 
-def _figure(name: str, one: Table) -> Figure:
-    rows = one.rows
+def _figure(name: str, table: Table) -> Figure:
+    rows = table.rows
     lines = [(policy, "absolute") for policy in dict.fromkeys(row["policy"] for row in rows)]
     lines.sort(key=lambda line: [*POLICIES].index(line[0]) if line[0] in POLICIES else len(POLICIES))
     lines += [("low_norm", "cache")] if any(row.get("positions") == "cache" for row in rows) else []
     ratios = sorted({row["keep_ratio"] for row in rows if row["keep_ratio"] < 1}, reverse=True)[: len(_COLOURS)]
-    tokens = one.settings.get("tokens")
+    tokens = table.settings.get("tokens")
     height = 1.3 + 0.17 * len(lines) * (len(ratios) + 1)
-    svg = draw(name, lambda ax: _plot(ax, rows, lines, ratios), alt=_alt(one, rows, lines, ratios), height=height)
+    svg = draw(name, lambda ax: _plot(ax, rows, lines, ratios), alt=_alt(table, rows, lines, ratios), height=height)
     return Figure(
-        f"{one.where}{f', {tokens} tokens' if tokens else ''}",
+        f"{table.where}{f', {tokens} tokens' if tokens else ''}",
         finding(rows),
         [Panel("", svg)],
-        as_recorded(one, f"Controls, {one.where}"),
+        as_recorded(table, f"Controls, {table.where}"),
         note="Bars: paired 95 % interval against keep 1.0. Small dots: single seeds of the random policy.",
     )
 
@@ -137,10 +137,10 @@ def _label(policy: str, positions: str) -> str:
     return name.replace("sinks and ", "sinks and\n")
 
 
-def _alt(one: Table, rows: Sequence[TableRow], lines: Sequence[tuple[str, str]], ratios: Sequence[float]) -> str:
-    told = []
+def _alt(table: Table, rows: Sequence[TableRow], lines: Sequence[tuple[str, str]], ratios: Sequence[float]) -> str:
+    changes_by_line = []
     for policy, positions in lines:
-        found = [(ratio, _of(rows, policy, ratio, positions)) for ratio in ratios]
-        changes = listed(f"{per_cent(row['ratio'])} at keep {keep(ratio)}" for ratio, row in found if row is not None)
-        told.append(f"{_label(policy, positions)}: {changes}".replace("\n", " "))
-    return f"Change of perplexity against keep 1.0, {one.where}. {'; '.join(told)}."
+        points = [(ratio, _of(rows, policy, ratio, positions)) for ratio in ratios]
+        changes = listed(f"{per_cent(row['ratio'])} at keep {keep(ratio)}" for ratio, row in points if row is not None)
+        changes_by_line.append(f"{_label(policy, positions)}: {changes}".replace("\n", " "))
+    return f"Change of perplexity against keep 1.0, {table.where}. {'; '.join(changes_by_line)}."

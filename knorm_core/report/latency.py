@@ -25,12 +25,12 @@ def section(results: Results) -> Section:
     """Per model: gains along the context, honest times at a short one, and the cold-start experiment."""
     along, short = of_kind(results, "contexts"), of_kind(results, "ttft")
     cold = cold_start.figures(results)
-    figures = [_contexts(f"contexts-{index}", one) for index, one in enumerate(along)]
-    figures += [_short(f"ttft-{index}", one) for index, one in enumerate(short)]
+    figures = [_contexts(f"contexts-{index}", table) for index, table in enumerate(along)]
+    figures += [_short(f"ttft-{index}", table) for index, table in enumerate(short)]
     absent = [
         Absent(what, "tox -e latency")
-        for what, found in (("times of this machine", [*along, *short]), ("the cold-start experiment", cold))
-        if not found
+        for what, tables in (("times of this machine", [*along, *short]), ("the cold-start experiment", cold))
+        if not tables
     ]
     return Section(
         "latency",
@@ -70,23 +70,23 @@ def short_finding(rows: TableRows) -> str:
     )
 
 
-def circumstances(one: Table) -> str:
+def circumstances(table: Table) -> str:
     """Machine and precision in a sentence, and a warning where it was busy."""
-    environment = one.made_from.get("environment")
-    told = ""
+    environment = table.made_from.get("environment")
+    sentences = ""
     if isinstance(environment, Mapping):
-        told = f"{environment.get('cpu')}, {environment.get('dtype')}, threads: {environment.get('threads')}. "
-    if one.made_from.get("busy"):
-        told += "The machine was busy with other processes: read these times with care. "
-    return told
+        sentences = f"{environment.get('cpu')}, {environment.get('dtype')}, threads: {environment.get('threads')}. "
+    if table.made_from.get("busy"):
+        sentences += "The machine was busy with other processes: read these times with care. "
+    return sentences
 
 
-def _contexts(name: str, one: Table) -> Figure:
-    rows = one.rows
+def _contexts(name: str, table: Table) -> Figure:
+    rows = table.rows
     speed = "Decoding speed, multiple of keep 1.0"
     held = "Cache once the prompt is compressed, MiB"
     return Figure(
-        f"{one.model}, {one.settings.get('new_tokens')} tokens decoded",
+        f"{table.model}, {table.settings.get('new_tokens')} tokens decoded",
         contexts_finding(rows),
         [
             Panel(
@@ -100,8 +100,8 @@ def _contexts(name: str, one: Table) -> Figure:
             ),
             Panel(held, draw(f"{name}-held", partial(_plot_held, rows=rows), alt=_alt(held, rows, _held), height=3.4)),
         ],
-        as_recorded(one, f"Latency by context, {one.model}"),
-        note=f"{circumstances(one)}Bars: 95 % interval of paired ratios.",
+        as_recorded(table, f"Latency by context, {table.model}"),
+        note=f"{circumstances(table)}Bars: 95 % interval of paired ratios.",
     )
 
 
@@ -118,12 +118,12 @@ def _held(row: TableRow) -> float:
 
 
 def _alt(what: str, rows: TableRows, value: Any) -> str:
-    told = [
+    lines = [
         f"keep {keep(ratio)}: "
         + listed(f"{number(round(value(row), 2))} at {row['context']:,}" for row in rows if row["keep_ratio"] == ratio)
         for ratio in _ratios(rows)
     ]
-    return f"{what}, against tokens of context. {'; '.join(told)}."
+    return f"{what}, against tokens of context. {'; '.join(lines)}."
 
 
 def _ratios(rows: TableRows) -> list[float]:
@@ -173,16 +173,16 @@ def _context_axis(ax: Axes, rows: TableRows) -> None:
     ax.set_xlabel("context, tokens")
 
 
-def _short(name: str, one: Table) -> Figure:
-    rows = [row for row in one.rows if row["keep_ratio"] < 1]
+def _short(name: str, table: Table) -> Figure:
+    rows = [row for row in table.rows if row["keep_ratio"] < 1]
     series = [("time to first token", "ttft_seconds"), ("tokens per second", "tokens_per_second")]
-    told = listed(
+    lines = listed(
         f"{label} {Interval.of(row, f'{what}_ratio').multiple} at keep {keep(row['keep_ratio'])}"
         for row in rows
         for label, what in series
     )
     return Figure(
-        f"{one.model}, prompt of {one.settings.get('prompt_tokens')} tokens",
+        f"{table.model}, prompt of {table.settings.get('prompt_tokens')} tokens",
         short_finding(rows),
         [
             Panel(
@@ -195,11 +195,11 @@ def _short(name: str, one: Table) -> Figure:
                         {label: [Interval.of(row, f"{what}_ratio") for row in rows] for label, what in series},
                         "multiple of keep 1.0",
                     ),
-                    alt=f"Dot plot, multiples of keep 1.0, {one.model}: {told}.",
+                    alt=f"Dot plot, multiples of keep 1.0, {table.model}: {lines}.",
                     height=1.4 + 0.45 * len(rows),
                 ),
             )
         ],
-        as_recorded(one, f"Times, throughput and cache at a short context, {one.model}"),
-        note=f"{circumstances(one)}Bars: 95 % interval of paired ratios.",
+        as_recorded(table, f"Times, throughput and cache at a short context, {table.model}"),
+        note=f"{circumstances(table)}Bars: 95 % interval of paired ratios.",
     )

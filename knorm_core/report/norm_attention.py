@@ -21,13 +21,13 @@ _ABSENT = Absent(
 
 def section(results: Results) -> Section:
     """A heat map of layers and heads per text set."""
-    found = of_kind(results, "norm-attention")
+    tables = of_kind(results, "norm-attention")
     return Section(
         "norm-attention",
         "Norm against attention",
         "Do keys of low norm draw high attention, in every layer and head?",
-        [_figure(f"norm-{index}", one) for index, one in enumerate(found)],
-        absent=[] if found else [_ABSENT],
+        [_figure(f"norm-{index}", table) for index, table in enumerate(tables)],
+        absent=[] if tables else [_ABSENT],
     )
 
 
@@ -54,13 +54,13 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def _figure(name: str, one: Table) -> Figure:
-    rows = one.rows
-    tokens = one.settings.get("tokens")
+def _figure(name: str, table: Table) -> Figure:
+    rows = table.rows
+    tokens = table.settings.get("tokens")
     layers, heads = (max(row[what] for row in rows) + 1 for what in ("layer", "head"))
     height = min(8.0, 1.5 + 0.18 * heads)
     alt = (
-        f"Heat map of {layers} layers and {heads} heads, {one.where}: rank correlation of a key's norm with the "
+        f"Heat map of {layers} layers and {heads} heads, {table.where}: rank correlation of a key's norm with the "
         "attention that it draws later. By layer, mean over heads: "
         + listed(
             f"{_signed(fmean(row['spearman'] for row in rows if row['layer'] == layer))} in {layer}"
@@ -69,10 +69,10 @@ def _figure(name: str, one: Table) -> Figure:
         + "."
     )
     return Figure(
-        f"{one.where}{f', {tokens} tokens' if tokens else ''}",
+        f"{table.where}{f', {tokens} tokens' if tokens else ''}",
         finding(rows),
         [Panel("", draw(name, lambda ax: _plot(ax, rows, layers, heads), alt=alt, height=height))],
-        as_recorded(one, f"Norm against attention by head, {one.where}"),
+        as_recorded(table, f"Norm against attention by head, {table.where}"),
         note="Purple: the lower the norm, the higher the attention, as the paper says. Orange, with a dot: the "
         "other way round.",
     )

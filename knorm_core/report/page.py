@@ -76,7 +76,7 @@ class PlacedSection:
 def render(results: Results) -> str:
     """The page as HTML text."""
     sections = [_placed(section) for section in with_the_rest([make(results) for make in SECTIONS], results)]
-    tables = [table for one in sections for table in (*(figure.table for figure in one.figures), *one.tables)]
+    tables = [table for part in sections for table in (*(figure.table for figure in part.figures), *part.tables)]
     script = _part("page.js")
     return (
         _environment()
@@ -98,7 +98,7 @@ def render(results: Results) -> str:
 
 def with_the_rest(sections: Sequence[Section], results: Results) -> list[Section]:
     """The sections, with every table that none of them shows at the end of the last one."""
-    everything = [table for one in sections for table in (*(figure.table for figure in one.figures), *one.tables)]
+    everything = [table for part in sections for table in (*(figure.table for figure in part.figures), *part.tables)]
     known = {name for table in everything for name in table.sources}
     rest = [
         as_recorded(table, f"Recorded as well: {table.name}") for table in results.tables if table.name not in known

@@ -1,7 +1,7 @@
 """The page's colours: Okabe and Ito's hues, as dark or as light as each theme's background asks for.
 
 A figure is drawn in the light theme's colours; on the page each of them becomes the custom property of its
-name, so that a theme changes figures and text together. No series is told apart by its colour alone.
+name, so that a theme changes figures and text together. No series differs by its colour alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DARK = {
 }
 
 #: Names of the colours that tell series apart, each with a marker and a line of its own; the first three are
-#: told apart by colour alone under every deficiency of colour vision.
+#: distinguishable by colour alone with any colour-vision deficiency.
 SERIES = {
     "blue": ("o", "-"),
     "vermillion": ("s", "--"),

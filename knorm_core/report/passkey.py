@@ -21,9 +21,9 @@ Way = tuple[float, str]  # keep ratio, layers left alone
 def section(results: Results) -> Section:
     """One grid per model: contexts down, ways to compress across."""
     models: dict[str, list[Table]] = {}
-    for one in of_kind(results, r"(passkey|needle)-.*"):
-        models.setdefault(one.model, []).append(one)
-    long_form = any("depth" in one.kind for found in models.values() for one in found)
+    for table in of_kind(results, r"(passkey|needle)-.*"):
+        models.setdefault(table.model, []).append(table)
+    long_form = any("depth" in table.kind for tables in models.values() for table in tables)
     absent = [] if models else [Absent("pass keys", "tox", "pytest -m repro suites/experiments/test_retrieval.py")]
     if not long_form:
         absent.append(Absent("50 pass keys in each of 20 cells of context and depth", "tox -e slow"))
@@ -31,7 +31,7 @@ def section(results: Results) -> Section:
         "passkey",
         "Pass keys",
         "Is a number that was hidden in a long text still found once the text's keys have been compressed?",
-        [_figure(f"passkey-{index}", *one) for index, one in enumerate(models.items())],
+        [_figure(f"passkey-{index}", *each) for index, each in enumerate(models.items())],
         absent=absent,
     )
 
@@ -62,30 +62,29 @@ def _counts(by_ratio: Mapping[float, list[TableRow]]) -> str:
         if not counted or counted[-1][0] != count:
             counted.append((count, []))
         counted[-1][1].append(ratio)
-    told, before = [], 0
+    parts, before = [], 0
     for (matches, of), ratios in counted:
         count_ = f"{matches or 'none'}{f' of {of}' if of != before else ''}"
-        told.append(
+        parts.append(
             f"{count_} {'' if before else 'are found '}at {'' if before else 'keep '}{listed(map(keep, ratios))}"
         )
         before = of
-    return ", ".join(told)
+    return ", ".join(parts)
 
 
 def _alone(row: TableRow) -> str:
     """The layers left alone, as text, empty for none; read from lists and from their text alike."""
-    told = str(row.get("skip_layers", "")).strip("()[] ,")
-    return short(told, 12)
+    return short(str(row.get("skip_layers", "")).strip("()[] ,"), 12)
 
 
-def _figure(name: str, model: str, found: Sequence[Table]) -> Figure:
-    found = sorted(found, key=_order)
-    tables = [(one.kind, one.rows) for one in found]
+def _figure(name: str, model: str, recorded: Sequence[Table]) -> Figure:
+    recorded = sorted(recorded, key=_order)
+    tables = [(table.kind, table.rows) for table in recorded]
     ways = sorted({_way(row) for _, rows in tables for row in rows}, key=lambda way: (bool(way[1]), -way[0], way[1]))
     cells = {(what, _way(row)): row for what, rows in tables for row in rows}
     lines = [what for what, _ in tables]
     alt = f"Grid of exact matches, {model}. " + " ".join(
-        f"{_line(what)}: {listed(_told(row) for row in rows)}." for what, rows in tables
+        f"{_line(what)}: {listed(_matches(row) for row in rows)}." for what, rows in tables
     )
     svg = draw(
         name, lambda ax: _plot(ax, lines, ways, cells), alt=alt.replace("\n", " "), height=1.1 + 0.42 * len(lines)
@@ -94,23 +93,23 @@ def _figure(name: str, model: str, found: Sequence[Table]) -> Figure:
         f"{model}: exact matches, of how many prompts",
         finding(tables),
         [Panel("", svg)],
-        merged(f"Exact matches, {model}", "task and context", [(_line(one.kind), one) for one in found]),
+        merged(f"Exact matches, {model}", "task and context", [(_line(table.kind), table) for table in recorded]),
         note="The more colour, the more found. Contexts are in tokens. In brackets: layers left alone, as the paper "
         "leaves 0 and 1.",
     )
 
 
-def _order(one: Table) -> tuple[bool, list[float], str]:
+def _order(table: Table) -> tuple[bool, list[float], str]:
     """Pass keys before needles, then by context and depth."""
-    numbers = [float(digits) for digits in re.findall(r"[0-9]+(?:[.][0-9]+)?", one.kind)]
-    return not one.kind.startswith("passkey"), numbers, one.kind
+    numbers = [float(digits) for digits in re.findall(r"[0-9]+(?:[.][0-9]+)?", table.kind)]
+    return not table.kind.startswith("passkey"), numbers, table.kind
 
 
 def _way(row: TableRow) -> Way:
     return row["keep_ratio"], _alone(row)
 
 
-def _told(row: TableRow) -> str:
+def _matches(row: TableRow) -> str:
     alone = f" with layers {_alone(row)} left alone" if _alone(row) else ""
     return f"{row['matches']} of {row['of']} at keep {keep(row['keep_ratio'])}{alone}"
 

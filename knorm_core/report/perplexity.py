@@ -106,7 +106,7 @@ def _change(point: Point) -> str:
 
 def _figure(name: str, modes: Mapping[str, Table], report: Mapping[str, Mapping[float, float]]) -> Figure:
     modes = {mode: modes[mode] for mode in MODES if mode in modes}
-    curves = {mode: points(one) for mode, one in modes.items()}
+    curves = {mode: points(table) for mode, table in modes.items()}
     where = next(iter(modes.values()))
     column = claimed.column_for(where.text_set)
     theirs = report.get(column, {})
@@ -135,7 +135,7 @@ def _figure(name: str, modes: Mapping[str, Table], report: Mapping[str, Mapping[
         merged(
             f"Perplexity, {where.where}",
             "positions",
-            [({"absolute": "true", "cache": "from cache length"}[mode], one) for mode, one in modes.items()],
+            [({"absolute": "true", "cache": "from cache length"}[mode], table) for mode, table in modes.items()],
         ),
         note=f"Perplexity at keep {keep(plain.keep)}: {number(plain.ppl)}; the numbers at the points are perplexities."
         + (" Bars: paired 95 % intervals." if intervals else "")

@@ -21,15 +21,15 @@ _POLICIES = {"low_norm": "norms rounded", "low_norm_exact": "norms as they are"}
 
 def section(results: Results) -> Section:
     """One figure per text set that was evaluated in several precisions."""
-    found, exact = of_kind(results, "precision-dtypes"), of_kind(results, "precision")
+    dtypes, exact = of_kind(results, "precision-dtypes"), of_kind(results, "precision")
     return Section(
         "precision",
         "Precision",
         "What do float32 and bfloat16 change, and which tolerance can a continuous integration hold?",
-        [_figure(f"precision-{index}", one) for index, one in enumerate(found)],
-        tables=[as_recorded(one, f"Perplexity in float64, {one.where}") for one in exact],
+        [_figure(f"precision-{index}", table) for index, table in enumerate(dtypes)],
+        tables=[as_recorded(table, f"Perplexity in float64, {table.where}") for table in exact],
         absent=[]
-        if found
+        if dtypes
         else [Absent("float32 and bfloat16", "tox", "pytest -m repro suites/experiments/test_precision.py")],
     )
 
@@ -55,9 +55,9 @@ def _per_cent(share: float) -> str:
     return f"{number(float(f'{100 * share:.2g}'))} %"
 
 
-def _figure(name: str, one: Table) -> Figure:
-    rows = [row for row in one.rows if row["dtype"] != "float64"]
-    tokens = one.settings.get("tokens")
+def _figure(name: str, table: Table) -> Figure:
+    rows = [row for row in table.rows if row["dtype"] != "float64"]
+    tokens = table.settings.get("tokens")
     compressed = [row for row in rows if row["keep_ratio"] < 1]
     columns = [
         ("shift", rows, "change of perplexity, %", "How far perplexity moves"),
@@ -69,7 +69,7 @@ def _figure(name: str, one: Table) -> Figure:
             draw(
                 f"{name}-{column}",
                 partial(_plot, rows=own, column=column, label=label),
-                alt=f"Dot plot: {label}, {one.where}. "
+                alt=f"Dot plot: {label}, {table.where}. "
                 + listed(f"{plain(row['dtype'])}, {plain(_line(row))}: {_per_cent(abs(row[column]))}" for row in own)
                 + ".",
                 height=1.2 + 0.38 * len({_line(row) for row in own}),
@@ -79,10 +79,10 @@ def _figure(name: str, one: Table) -> Figure:
         if own
     ]
     return Figure(
-        f"{one.where}{f', {tokens} tokens' if tokens else ''}",
-        finding(one.rows),
+        f"{table.where}{f', {tokens} tokens' if tokens else ''}",
+        finding(table.rows),
         panels,
-        as_recorded(one, f"Precisions, {one.where}"),
+        as_recorded(table, f"Precisions, {table.where}"),
         note="Logarithmic axes; what is nothing at all stands at the left edge.",
     )
 
@@ -95,8 +95,8 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _plot(ax: Axes, rows: TableRows, column: str, label: str) -> None:
     lines = list(dict.fromkeys(_line(row) for row in rows))
-    told = [100 * abs(row[column]) for row in rows]
-    smallest = min((value for value in told if value > 0), default=1e-3)
+    shares = [100 * abs(row[column]) for row in rows]
+    smallest = min((value for value in shares if value > 0), default=1e-3)
     ax.set_xscale("log")
     for colour, dtype in zip(_COLOURS, _others(rows), strict=False):
         own = [row for row in rows if row["dtype"] == dtype]
@@ -110,7 +110,7 @@ def _plot(ax: Axes, rows: TableRows, column: str, label: str) -> None:
             color=LIGHT[colour],
             label=short(dtype, 12),
         )
-    ax.set_xlim(smallest / 4, max([*told, smallest]) * 2)
+    ax.set_xlim(smallest / 4, max([*shares, smallest]) * 2)
     ax.set_yticks(range(len(lines)), lines)
     ax.set_ylim(len(lines) - 0.5, -0.5)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))

@@ -22,15 +22,15 @@ MOST_PANELS = 3
 
 def figures(results: Results) -> list[Figure]:
     """One per trace, of the highest, the middle and the lowest keep ratio below 1."""
-    return [_figure(f"trace-{index}", one) for index, one in enumerate(of_kind(results, "cache-trace"))]
+    return [_figure(f"trace-{index}", table) for index, table in enumerate(of_kind(results, "cache-trace"))]
 
 
 def traces(table: Table) -> dict[float, Corners]:
     """Keep ratio, falling -> its corners, from the first token on."""
-    found: dict[float, list[tuple[int, int]]] = {}
+    corners: dict[float, list[tuple[int, int]]] = {}
     for row in table.rows:
-        found.setdefault(row["keep_ratio"], []).append((row["step"], row["cache_length"]))
-    return {ratio: sorted(found[ratio]) for ratio in sorted(found, reverse=True)}
+        corners.setdefault(row["keep_ratio"], []).append((row["step"], row["cache_length"]))
+    return {ratio: sorted(corners[ratio]) for ratio in sorted(corners, reverse=True)}
 
 
 def evictions(corners: Corners) -> int:
@@ -44,21 +44,21 @@ def finding(by_ratio: dict[float, Corners]) -> str:
     if not compressed:
         return "Nothing was compressed here."
     tokens = max(step for corners in by_ratio.values() for step, _ in corners) + 1
-    told = []
+    counts = []
     for ratio in dict.fromkeys((max(compressed), min(compressed))):
         count = evictions(compressed[ratio])
-        told.append(f"keep {keep(ratio)} {f'evicts {_times(count)}' if count else 'never evicts'}")
+        counts.append(f"keep {keep(ratio)} {f'evicts {_times(count)}' if count else 'never evicts'}")
     peaks = sorted({max(length for _, length in corners) for corners in compressed.values()})
     peak = f"{peaks[0]:,}" if len(peaks) == 1 else f"{peaks[0]:,} to {peaks[-1]:,}"
-    return f"Over {counted(tokens, 'token')} {listed(told)}, and the cache peaks at {peak} entries."
+    return f"Over {counted(tokens, 'token')} {listed(counts)}, and the cache peaks at {peak} entries."
 
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
-def _figure(name: str, one: Table) -> Figure:
-    by_ratio = traces(one)
+def _figure(name: str, table: Table) -> Figure:
+    by_ratio = traces(table)
     ratios = [ratio for ratio in by_ratio if ratio < 1]
     if len(ratios) > MOST_PANELS:
         ratios = [ratios[0], ratios[len(ratios) // 2], ratios[-1]]
@@ -69,7 +69,7 @@ def _figure(name: str, one: Table) -> Figure:
             draw(
                 f"{name}-{index}",
                 partial(_plot, corners=by_ratio[ratio], highest=highest),
-                alt=f"Line chart of cache length against token, {one.where}, keep {keep(ratio)}: it grows to "
+                alt=f"Line chart of cache length against token, {table.where}, keep {keep(ratio)}: it grows to "
                 f"{max(length for _, length in by_ratio[ratio])} entries and falls "
                 f"{_times(evictions(by_ratio[ratio]))}.",
                 height=2.1,
@@ -78,10 +78,10 @@ def _figure(name: str, one: Table) -> Figure:
         for index, ratio in enumerate(ratios)
     ]
     return Figure(
-        f"{one.where}, first text",
+        f"{table.where}, first text",
         finding(by_ratio),
         panels,
-        as_recorded(one, f"Corners of the cache length, {one.where}"),
+        as_recorded(table, f"Corners of the cache length, {table.where}"),
         note="Entries per layer and KV head. Grey: as many entries as tokens, which is keep 1.0.",
     )
 

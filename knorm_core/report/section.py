@@ -115,7 +115,7 @@ def as_recorded(table: Table, caption: str) -> ShownTable:
 
 
 def merged(caption: str, heading: str, tables: Sequence[tuple[str, Table]]) -> ShownTable:
-    """Recorded tables one below the other, told apart by a first column under ``heading`` where that is not empty."""
+    """Recorded tables one below the other, with a first column under ``heading`` that tells which, unless empty."""
     keys = dict.fromkeys(name for _, table in tables for name in table.key)
     columns = [*dict.fromkeys([*keys, *(name for _, table in tables for row in table.rows for name in row)])]
     rows = [[label, *(row.get(name) for name in columns)] for label, table in tables for row in table.rows]

@@ -131,5 +131,5 @@ def _rename(attributes: dict[str, Any], prefix: str, referred: set[str]) -> None
         elif attribute == f"{{{_XLINK}}}href" and value.startswith("#"):
             attributes[attribute] = f"#{prefix}-{value[1:]}"
         elif attribute in ("style", "clip-path", "fill", "stroke"):
-            value = _REFERENCE.sub(lambda found: f"url(#{prefix}-{found[1]})", value)
-            attributes[attribute] = re.sub("#[0-9a-f]{6}", lambda found: _NAMES.get(found[0], found[0]), value)
+            value = _REFERENCE.sub(lambda match: f"url(#{prefix}-{match[1]})", value)
+            attributes[attribute] = re.sub("#[0-9a-f]{6}", lambda match: _NAMES.get(match[0], match[0]), value)
