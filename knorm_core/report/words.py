@@ -62,7 +62,7 @@ def counted(count: int, noun: str) -> str:
 def lasted(seconds: float) -> str:
     """
     >>> lasted(4.26), lasted(785), lasted(7300)
-    ('4.3 s', '13 min 5 s', '2 h 1 min')
+    ('4.3 s', '13 min 5 s', '2 h 2 min')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
