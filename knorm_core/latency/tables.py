@@ -1,4 +1,7 @@
-"""Latency as tables: titles, rows of header and cell, and notes, for whoever prints them."""
+"""Latency as tables: titles, rows of header and cell, and notes, for whoever prints them.
+
+What is measured prints itself with these, so they import none of it: a `Latency`, `Contexts` or `ColdStart` is Any.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from knorm_core.counts import kept_count
-from knorm_core.latency.cold_start import ColdStart
-from knorm_core.latency.contexts import Contexts
 from knorm_core.latency.environment import Environment
-from knorm_core.latency.measure import Latency
 from knorm_core.latency.quantity import Quantity, Ratio
 from knorm_core.latency.rounds import Failure
 
@@ -32,7 +32,7 @@ class TableText(NamedTuple):
         return "\n".join([self.title, *aligned, *self.notes])
 
 
-def latency_table(latency: Latency) -> TableText:
+def latency_table(latency: Any) -> TableText:
     """One row per keep ratio: times, throughput and bytes, and their paired ratios to keep 1."""
     rows = [
         {
@@ -55,7 +55,7 @@ def latency_table(latency: Latency) -> TableText:
     return TableText(title, rows, (_INTERVALS, *_circumstances(latency.environment, latency.failures)))
 
 
-def contexts_table(contexts: Contexts) -> TableText:
+def contexts_table(contexts: Any) -> TableText:
     """One row per context length and keep ratio, and from where on decoding gains."""
     latencies = contexts.latencies
     rows = []
@@ -92,7 +92,7 @@ def contexts_table(contexts: Contexts) -> TableText:
     return TableText(title, rows, notes)
 
 
-def cold_start_tables(cold: ColdStart) -> tuple[TableText, TableText]:
+def cold_start_tables(cold: Any) -> tuple[TableText, TableText]:
     """The first call and its parts; and both ways to measure, keep ratio by keep ratio."""
     timed = [("whole first call", "yes", cold.first_call)]
     timed += [
@@ -153,7 +153,7 @@ def _circumstances(environment: Environment, failures: tuple[Failure, ...]) -> l
     return notes
 
 
-def _start(cold: ColdStart) -> list[str]:
+def _start(cold: Any) -> list[str]:
     """What a timer would have shown that ran from the start of the process; which is no time to first token."""
     ratio = cold.first_call_with_start.ratio
     if ratio is None:
@@ -164,7 +164,7 @@ def _start(cold: ColdStart) -> list[str]:
     ]
 
 
-def _gains(contexts: Contexts, keep_ratio: float) -> str:
+def _gains(contexts: Any, keep_ratio: float) -> str:
     gains = contexts.gains_from(keep_ratio)
     if gains is None:
         return f"Keep {keep_ratio:g} never decodes faster than keep 1, up to {contexts.contexts[-1]:,} tokens."
