@@ -45,18 +45,6 @@ class Stored(NamedTuple):
         return math.prod(self.shape)
 
 
-def check_folder(folder: Path, what: str) -> None:
-    """Raise a ModelNotFoundError unless everything is in the folder; ``what`` is its name in the message."""
-    from knorm_core.inputs import configuration  # which builds on this module
-
-    files = {path.name for path in folder.iterdir()}
-    check_format(files, what)
-    _check_regular(folder, what)
-    configuration.check_no_other_files(folder, what)
-    tensors = stored_tensors(folder, weight_files(folder, files, what), what)
-    configuration.check_size(folder, len(tensors), what)
-
-
 def check_format(files: Collection[str], what: str) -> None:
     """Raise a ModelNotFoundError unless these file names are those of a whole model in safetensors, and of it alone."""
     if SINGLE not in files and INDEX not in files:
@@ -143,7 +131,7 @@ def settings_of(path: Path, what: str) -> dict[str, Any]:
     return settings
 
 
-def _check_regular(folder: Path, what: str) -> None:
+def check_regular(folder: Path, what: str) -> None:
     """Raise a ModelNotFoundError where a file can be waited for or read without an end, or is far too large."""
     for path in sorted(folder.iterdir()):
         try:

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from knorm_core.inputs.checkpoints import CONFIG, ModelNotFoundError, settings_of
+from knorm_core.inputs.checkpoints import (
+    CONFIG,
+    ModelNotFoundError,
+    check_format,
+    check_regular,
+    settings_of,
+    stored_tensors,
+    weight_files,
+)
 from knorm_core.inputs.gguf_tokenizers import TOKENIZER_CONFIG
 
 # Of a configuration: where it came from, who wrote it, and the precision that it was stored in.
@@ -29,6 +37,16 @@ _SIZES = re.compile(".*(size|dim|width|rank|channels)")
 _LARGEST_SIZE = 1 << 24
 
 _WINDOWS = ("sliding_window", "local_attention", "attention_window_size", "window_size")
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Raise a ModelNotFoundError unless everything is in the folder; ``what`` is its name in the message."""
+    files = {path.name for path in folder.iterdir()}
+    check_format(files, what)
+    check_regular(folder, what)
+    check_no_other_files(folder, what)
+    tensors = stored_tensors(folder, weight_files(folder, files, what), what)
+    check_size(folder, len(tensors), what)
 
 
 def check_no_other_files(folder: Path, what: str) -> None:

@@ -134,7 +134,7 @@ def check_model_name(name: str | os.PathLike[str]) -> None:
         return
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):  # Path.is_dir raises where a name is too long
-        checkpoints.check_folder(path, f"model folder {path}")
+        configuration.check_folder(path, f"model folder {path}")
     elif is_gguf(name):
         gguf.check_name(path)
     elif not _is_hub_id(str(name)):
@@ -168,7 +168,7 @@ def _from_hub(name: str) -> Path:
             hub.fetch(name, "model", commit, checkpoints.weight_files(folder, files, what))
     except hub.HubError as error:
         raise ModelNotFoundError(str(error)) from error
-    checkpoints.check_folder(folder, what)
+    configuration.check_folder(folder, what)
     return folder
 
 
