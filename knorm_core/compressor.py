@@ -12,7 +12,9 @@ import torch
 
 from knorm_core.cache import AnyCache, Pair, check_skip_layers, read_layers, take, with_layers
 from knorm_core.counts import check_int, check_keep_ratio, kept_count
-from knorm_core.policies import key_scores, survivors
+from knorm_core.policies.low_norm import LowNorm
+from knorm_core.policy import key_scores
+from knorm_core.selection import survivors
 
 
 def l2_compress(
@@ -65,6 +67,6 @@ def _compress_layer(keys: torch.Tensor, values: torch.Tensor, keep_ratio: float,
     length = keys.shape[-2]
     if keep_ratio == 1 or length < prune_after:
         return keys, values
-    scores = key_scores("low_norm", keys, torch.arange(length, device=keys.device))
+    scores = key_scores(LowNorm(), keys, torch.arange(length, device=keys.device))
     index = survivors(scores, kept_count(length, keep_ratio))
     return take(keys, index), take(values, index)

@@ -191,7 +191,7 @@ def layer_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tens
         return None
     scores = setting.scores(layer, keys, torch.arange(keys.shape[2], device=keys.device))
     # Rank once for all: of the keys alive at an eviction, those of highest rank go.
-    order = scores.argsort(dim=-1, stable=True)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     ranks = torch.empty_like(order).scatter_(-1, order, places)
     rows = [death_row(row, schedule, setting.window) for row in ranks.flatten(0, 1).tolist()]

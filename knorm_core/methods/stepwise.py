@@ -17,7 +17,7 @@ from knorm_core.counts import Eviction, kept_count
 from knorm_core.methods.forward import copy_sharing_weights, private_copy, token_nll
 from knorm_core.methods.probe import check_equal_lengths
 from knorm_core.methods.rotation import rotary_frequencies, rotate
-from knorm_core.policies import survivors
+from knorm_core.selection import Protection, survivors
 from knorm_core.setting import Setting
 
 if TYPE_CHECKING:
@@ -119,10 +119,7 @@ class _Policy:
         if kept == length:
             return keys, values
         scores = self.scores[layer]
-        if setting.window:
-            lowest = torch.iinfo(scores.dtype).min if not scores.is_floating_point() else -torch.inf
-            scores = scores.masked_fill(positions >= step - setting.window, lowest)
-        index = survivors(scores, kept)
+        index = survivors(scores, kept, Protection(recent=setting.window))
         self.positions[layer] = positions.gather(-1, index)
         self.scores[layer] = self.scores[layer].gather(-1, index)
         keys, values = take(keys, index), take(values, index)
