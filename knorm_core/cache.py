@@ -22,6 +22,10 @@ AnyCache = TypeVar("AnyCache", "DynamicCache", "Sequence[Pair]")
 
 def take(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Rows ``index`` (batch, kv_heads, kept) of ``tensor`` (batch, kv_heads, length, dim)."""
+    if tensor.is_contiguous():  # copying whole rows is several times faster than gathering element by element
+        heads, length = tensor.shape[:2].numel(), tensor.shape[2]
+        start = torch.arange(0, heads * length, length, device=index.device).view(*tensor.shape[:2], 1)
+        return tensor.view(heads * length, -1).index_select(0, (index + start).flatten()).view(*index.shape, -1)
     return tensor.gather(-2, index.unsqueeze(-1).expand(*index.shape, tensor.shape[-1]))
 
 

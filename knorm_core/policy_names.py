@@ -131,7 +131,9 @@ def _instance(name: str, kind: type[Policy], seed: int) -> Policy:
 
 def _checked(policy: Policy) -> Policy:
     if policy.reads not in READS:
-        raise PolicyError(f"policy {policy!r} declares reads={policy.reads!r}: expected one of {', '.join(map(repr, READS))}")
+        raise PolicyError(
+            f"policy {policy!r} declares reads={policy.reads!r}: expected one of {', '.join(map(repr, READS))}"
+        )
     if type(policy).score is Policy.score:
         raise PolicyError(f"policy {policy!r} has no score(self, seen)")
     if policy.observes and policy.reads == "key":

@@ -105,7 +105,7 @@ class _Replay:
         self.policy, self.layer, self.protection, self.logits, self.move = policy, layer, protection, logits, move
         rows, kv_heads, length, _ = key.shape
         self.query = query.view(rows, kv_heads, query.shape[1] // kv_heads, length, -1)
-        self.key, self.value = key, value
+        self.key, self.value = key.contiguous(), value.contiguous()
         self.deaths = torch.full((rows, kv_heads, length), NEVER, device=key.device)
         #: (rows, kv_heads, alive): tokens whose keys are alive.
         self.births = self.deaths[..., :0]
@@ -245,12 +245,7 @@ class _Block:
     def _attention(self, first: int, last: int) -> torch.Tensor:
         """Attention of tokens ``first`` … ``last`` - 1, fed with no eviction between them, to the alive keys."""
         products = self.alive(self.products[..., first - self.row : last - self.row, :])
-        count = last - first
-        if count > 1:  # of the last columns, which are their own, each sees those up to its own
-            later = torch.ones(count, count, dtype=torch.bool, device=products.device).triu(1)
-            products = products.contiguous()
-            products[..., -count:].masked_fill_(later, -torch.inf)
-        attention = products.softmax(dim=-1)
+        attention = _causal(products, last - first).softmax(dim=-1)
         self.attention = attention[..., -1, :]
         return attention
 
@@ -261,7 +256,20 @@ class _Block:
             products = replay.logits(replay.query[:, :, :, : self.fed], self._rows(self.keys))
         else:
             products = self.alive(self.products[..., first - self.row : self.fed - self.row, :])
+        count = self.fed - first
+        if replay.protection.recent >= count:  # then the last columns are these queries' own keys
+            return _causal(products, count).softmax(dim=-1)
         return recomputed_attention(products, self.alive(self.births), first)
+
+
+def _causal(products: torch.Tensor, count: int) -> torch.Tensor:
+    """Products of the latest ``count`` queries, of which each sees the last columns up to its own."""
+    if count == 1:
+        return products
+    later = torch.ones(count, count, dtype=torch.bool, device=products.device).triu(1)
+    products = products.clone()
+    products[..., -count:].masked_fill_(later, -torch.inf)
+    return products
 
 
 def recomputed_attention(products: torch.Tensor, births: torch.Tensor, first: int) -> torch.Tensor:

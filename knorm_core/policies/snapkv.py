@@ -46,9 +46,6 @@ class SnapKV(Policy):
         return self.window
 
     def score(self, seen: Seen) -> torch.Tensor:
-        observed = seen.query_attention[..., : -self.window].mean(dim=-2)
-        rows, kv_heads, group, before = observed.shape
-        pooled = avg_pool1d(
-            observed.reshape(rows, kv_heads * group, before), self.kernel, padding=self.kernel // 2, stride=1
-        )
-        return pad(pooled.view_as(observed).mean(dim=2), (0, self.window), value=torch.inf)
+        observed = seen.query_attention.mean(dim=(2, 3))[..., : -self.window]
+        pooled = avg_pool1d(observed, self.kernel, padding=self.kernel // 2, stride=1)
+        return pad(pooled, (0, self.window), value=torch.inf)

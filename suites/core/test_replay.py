@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from knorm_core import eviction_schedule
 from knorm_core.counts import Eviction, budget_schedule
+from knorm_core.methods import replay
 from knorm_core.methods.attention import NEVER
 from knorm_core.methods.replay import BLOCK, Logits, replayed_deaths
 from knorm_core.policies import H2O, TOVA, KeyDiff, SnapKV
@@ -28,6 +30,12 @@ class AllQueries(Policy):
 
     def score(self, seen):
         return seen.query_attention.sum(dim=3).amax(dim=2)
+
+
+class ThreeQueries(AllQueries):
+    """The same of a window that nothing protects."""
+
+    query_window = 3
 
 
 class Decayed(Policy):
@@ -93,7 +101,7 @@ def attend(query, keys, scale, softcap):
 def observed_scores(policy, q, k, alive, fed, scale, softcap):
     """Scores of `SnapKV` and `AllQueries`, whose queries attend anew to the keys that are alive."""
     kv_heads, group = len(alive), q.shape[0] // len(alive)
-    window = policy.window if isinstance(policy, SnapKV) else fed
+    window = policy.query_window or fed
     result = []
     for h in range(kv_heads):
         heads = []
@@ -161,14 +169,15 @@ def fed_one_by_one(policy, query, key, value, schedule, protection, scale, softc
     return deaths
 
 
-POLICIES = [TOVA(), H2O(), SnapKV(window=3, kernel=3), KeyDiff(), AllQueries(), Decayed()]
+POLICIES = [TOVA(), H2O(), SnapKV(window=3, kernel=3), KeyDiff(), AllQueries(), ThreeQueries(), Decayed()]
 
 
-@settings(max_examples=25)
+@settings(max_examples=30)
 @given(
     policy=st.sampled_from(POLICIES),
-    length=st.sampled_from([20, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3]),
-    start=st.integers(8, 70),
+    block=st.sampled_from([5, 8, 64]),
+    length=st.integers(12, 36),
+    start=st.integers(8, 30),
     kind=st.sampled_from(["every_step", "after_prefill", "fixed_budget"]),
     percent=st.sampled_from([95, 90, 70, 50]),
     sinks=st.integers(0, 2),
@@ -179,13 +188,16 @@ POLICIES = [TOVA(), H2O(), SnapKV(window=3, kernel=3), KeyDiff(), AllQueries(), 
     moves=st.booleans(),
     seed=st.integers(0, 99),
 )
-@example(H2O(), 2 * BLOCK + 3, 40, "fixed_budget", 50, 2, 1, None, None, 1, False, 0)
-@example(TOVA(), 2 * BLOCK + 3, 70, "fixed_budget", 50, 2, 1, None, None, 2, False, 0)
-@example(SnapKV(window=3, kernel=3), 2 * BLOCK + 3, 70, "every_step", 95, 0, 0, 2.0, None, 1, False, 0)
-@example(Decayed(), 2 * BLOCK + 3, 30, "every_step", 70, 0, 0, None, 0.3, 1, True, 0)
-@example(H2O(), 2 * BLOCK + 3, 70, "after_prefill", 50, 0, 0, None, 0.3, 1, False, 0)
+@example(H2O(), 8, 36, 14, "fixed_budget", 50, 2, 1, None, None, 1, False, 0)
+@example(TOVA(), 8, 36, 14, "fixed_budget", 50, 2, 1, None, None, 2, False, 0)
+@example(SnapKV(window=3, kernel=3), 8, 36, 20, "every_step", 95, 0, 0, 2.0, None, 1, False, 0)
+@example(SnapKV(window=3, kernel=3), 8, 36, 20, "fixed_budget", 95, 1, 0, None, 0.3, 1, True, 0)
+@example(Decayed(), 8, 36, 14, "every_step", 70, 0, 0, None, 0.3, 1, True, 0)
+@example(ThreeQueries(), 8, 36, 14, "fixed_budget", 70, 0, 2, None, None, 1, False, 0)
+@example(ThreeQueries(), 8, 36, 14, "fixed_budget", 70, 2, 0, None, None, 2, False, 1)
+@example(H2O(), 8, 36, 20, "after_prefill", 50, 0, 0, None, 0.3, 1, False, 0)
 def test_deaths_are_those_of_a_cache_fed_one_by_one(
-    policy, length, start, kind, percent, sinks, recent, softcap, scale, rows, moves, seed
+    policy, block, length, start, kind, percent, sinks, recent, softcap, scale, rows, moves, seed
 ):
     generator = torch.Generator().manual_seed(seed)
     heads, kv_heads = 4, 2
@@ -201,9 +213,10 @@ def test_deaths_are_those_of_a_cache_fed_one_by_one(
     )
     move = moved if moves else None
     protection = Protection(sinks, max(recent, policy.recent))
-    deaths = replayed_deaths(
-        policy, query, key, value, schedule, protection=protection, logits=Logits(scale, softcap), move=move
-    )
+    with mock.patch.object(replay, "BLOCK", block):
+        deaths = replayed_deaths(
+            policy, query, key, value, schedule, protection=protection, logits=Logits(scale, softcap), move=move
+        )
     expected = fed_one_by_one(policy, query, key, value, schedule, (sinks, recent), scale, softcap, move)
     assert torch.equal(deaths, expected)
 
