@@ -232,7 +232,8 @@ def check_no_nan(policy: Policy, scores: torch.Tensor, layer: int) -> None:
 def _check_tensor(policy: Policy, what: str, tensor: torch.Tensor, layer: int, device: torch.device) -> None:
     if tensor.device != device:
         raise PolicyError(
-            f"policy {policy!r} returned {what} on {tensor.device} in layer {layer}; expected the keys' device, {device}"
+            f"policy {policy!r} returned {what} on {tensor.device} in layer {layer}; expected the keys' device, "
+            f"{device}"
         )
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise PolicyError(

@@ -48,8 +48,8 @@ def find_policy(policy: Any, seed: int = 0) -> Policy:
         raise ValueError(f"seed={seed} goes with a policy that is given by name; policy={policy!r} is complete")
     if not isinstance(meant, Policy):
         raise TypeError(
-            f"policy={policy!r} is not a policy: give one of {', '.join(map(repr, POLICIES))}, an instance of a subclass "
-            f"of knorm_core.Policy, or 'package.module:Name' of one"
+            f"policy={policy!r} is not a policy: give one of {', '.join(map(repr, POLICIES))}, an instance of a "
+            f"subclass of knorm_core.Policy, or 'package.module:Name' of one"
         )
     return _checked(meant)
 

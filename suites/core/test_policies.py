@@ -18,7 +18,7 @@ from knorm_core.methods.replay import replayed_deaths
 from knorm_core.policies import H2O, POLICIES, TOVA, KeyDiff, LowNorm, Newest, Random, SnapKV
 from knorm_core.policy import Policy, PolicyError, key_scores
 from knorm_core.policy_names import find_policy, policy_identity, policy_label
-from knorm_core.selection import Protection, survivors
+from knorm_core.selection import UNPROTECTED, Protection, survivors
 from suites.core import own_policies
 
 pytestmark = pytest.mark.fast
@@ -108,7 +108,7 @@ def test_what_is_no_policy_is_refused_in_one_sentence(policy, error, message):
 
 @pytest.mark.parametrize("arguments", [{"window": 0}, {"kernel": 4}, {"kernel": 0}])
 def test_snapkv_refuses_windows_and_kernels_that_have_no_meaning(arguments):
-    with pytest.raises(ValueError, match="^(window|kernel)="):
+    with pytest.raises(ValueError, match=r"^(window|kernel)="):
         SnapKV(**arguments)
 
 
@@ -162,7 +162,7 @@ def test_a_policy_that_cannot_be_had_elsewhere_has_no_identity():
 # --- what it sees, and what it may return
 
 
-def replay(policy, batch=1, protection=Protection()):
+def replay(policy, batch=1, protection=UNPROTECTED):
     query = torch.randn(batch, 4, 20, 4, generator=torch.Generator().manual_seed(0))
     key, value = query[:, :2].clone(), query[:, 2:].clone()
     schedule = [Eviction(10, 10, 6), Eviction(14, 10, 6)]

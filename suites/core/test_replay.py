@@ -14,7 +14,7 @@ from knorm_core import eviction_schedule
 from knorm_core.counts import Eviction, budget_schedule
 from knorm_core.methods import replay
 from knorm_core.methods.attention import NEVER
-from knorm_core.methods.replay import BLOCK, Logits, replayed_deaths
+from knorm_core.methods.replay import BLOCK, Logits, recomputed_attention, replayed_deaths
 from knorm_core.policies import H2O, TOVA, KeyDiff, SnapKV
 from knorm_core.policy import Policy
 from knorm_core.selection import Protection
@@ -274,6 +274,12 @@ def test_a_policy_without_memory_is_asked_for_the_rows_of_its_evictions_alone(mo
     query, key, value = layer_of(300)
     replayed_deaths(TOVA(), query, key, value, eviction_schedule(301, 100, 0.5))
     assert rows == [1, 1, 51]  # at 100 and 150 one each; 200 and 250 share a block
+
+
+def test_a_query_that_is_older_than_all_alive_keys_attends_to_none():
+    products = torch.zeros(1, 1, 1, 3, 2)
+    attention = recomputed_attention(products, torch.tensor([[[4, 5]]]), first=3)
+    assert attention[0, 0, 0].tolist() == [[0.0, 0.0], [1.0, 0.0], [0.5, 0.5]]
 
 
 def test_ties_keep_the_earlier():
