@@ -75,7 +75,12 @@ def effective_prune_after(seq_len: int, prune_after: int) -> int:
 
 
 def eviction_schedule(
-    seq_len: int, effective_prune_after: int, keep_ratio: float | Fraction, *, when: str = "every_step"
+    seq_len: int,
+    effective_prune_after: int,
+    keep_ratio: float | Fraction,
+    *,
+    when: str = "every_step",
+    first_eviction_after: int = 0,
 ) -> tuple[Eviction, ...]:
     """Every eviction of a two-phase evaluation of ``seq_len`` tokens, in order.
 
@@ -96,32 +101,41 @@ def eviction_schedule(
         effective_prune_after: ``P``, the cache length from which a layer is compressed.
         keep_ratio: in (0, 1]; 1 gives an empty schedule.
         when: ``"every_step"``, or ``"after_prefill"`` (once, before the first token of phase 2).
+        first_eviction_after: tokens of phase 2 that are fed before anything may be evicted.
     """
     ratio = check_keep_ratio(keep_ratio)
     if when not in ("every_step", "after_prefill"):
         raise ValueError(f"when={when!r} is not one of 'every_step', 'after_prefill'")
-    last = None if when == "every_step" else effective_prune_after
+    start = check_int("effective_prune_after", effective_prune_after, 1)
+    first = start + check_int("first_eviction_after", first_eviction_after, 0)
     return timetable(
         check_int("seq_len", seq_len, 0),
-        check_int("effective_prune_after", effective_prune_after, 1),
-        lambda length: math.ceil(ratio * length),
-        last_step=last,
+        start,
+        lambda length: math.ceil(ratio * length) if length >= start else length,
+        first_step=first,
+        last_step=None if when == "every_step" else first,
     )
 
 
-def budget_schedule(seq_len: int, budget: int) -> tuple[Eviction, ...]:
-    """The schedule of ``when="fixed_budget"``: one key goes before each token fed after ``budget``."""
-    return timetable(seq_len, budget, lambda length: length - 1)
+def budget_schedule(
+    seq_len: int, budget: int, start: int | None = None, first_eviction_after: int = 0
+) -> tuple[Eviction, ...]:
+    """The schedule of ``when="fixed_budget"``: a key goes before each token fed, so that ``budget`` is never exceeded.
+
+    Phase 1 has ``start`` tokens, by default ``budget``; the first eviction takes all that are too many.
+    """
+    start = budget if start is None else start
+    return timetable(seq_len, start, lambda length: min(length, budget - 1), first_step=start + first_eviction_after)
 
 
 def timetable(
-    seq_len: int, threshold: int, kept: Callable[[int], int], last_step: int | None = None
+    seq_len: int, start: int, kept: Callable[[int], int], *, first_step: int, last_step: int | None = None
 ) -> tuple[Eviction, ...]:
-    """Walk phase 2 and note every step at which a cache of at least ``threshold`` keys shrinks."""
+    """Walk phase 2, which begins at token ``start``, and note every step at which ``kept`` shrinks the cache."""
     evictions = []
-    length = threshold
-    for step in range(threshold, seq_len - 1):
-        if length >= threshold and (last_step is None or step <= last_step):
+    length = start
+    for step in range(start, seq_len - 1):
+        if first_step <= step and (last_step is None or step <= last_step):
             after = kept(length)
             if after < length:
                 evictions.append(Eviction(step, length, after))

@@ -20,12 +20,17 @@ from knorm_core.counts import (
     check_keep_ratio,
     effective_prune_after,
     eviction_schedule,
+    kept_count,
 )
-from knorm_core.policies import POLICIES, key_scores
+from knorm_core.policies import LowNorm
+from knorm_core.policy import Policy, key_scores
+from knorm_core.policy_names import find_policy
+from knorm_core.selection import UNPROTECTED, Protection
 
 POSITIONS = ("absolute", "cache", "rerotated")
 METHODS = ("onepass", "stepwise")
 SCORE_FROM = ("phase2", "start")
+_LOW_NORM = LowNorm()
 
 
 class NoEvictionError(ValueError):
@@ -45,36 +50,43 @@ class Arguments:
     """What `knorm_core.evaluate` is asked of a model and a text; the only place of its defaults and their meaning.
 
     Attributes:
-        keep_ratio: share of keys that an eviction keeps, in (0, 1]; 1 never evicts.
+        keep_ratio: share of keys that an eviction keeps, in (0, 1]; 1 never evicts. Or one per layer.
         prune_after: cache length in tokens from which a layer is compressed.
         positions: "absolute" feeds token i with position i; "cache" with the length of layer 0's cache,
             as transformers does when nobody passes positions; "rerotated" the same, with the survivors of
             every eviction rotated to positions 0 … k-1 (see `knorm_core.methods.rotation`).
-        policy: which keys stay; see `knorm_core.policies.POLICIES`.
+        policy: which keys stay: a name in `knorm_core.POLICIES`, an instance of a subclass of
+            `knorm_core.Policy`, or "package.module:Name" of one.
+        sinks: first tokens of the text that no eviction takes, with any policy.
+        recent: latest tokens that no eviction takes. Both count towards what an eviction keeps.
         compressor: a callable with the signature of `l2_compress`, in place of a policy; it implies
             ``method="stepwise"``.
         skip_layers: layers to leave uncompressed.
         when: "every_step"; "after_prefill", once before the first token of phase 2, as kvpress does;
             "fixed_budget", one key before each token, so that the cache never exceeds ``budget``.
-        budget: cache length in tokens, with ``when="fixed_budget"`` (then without ``keep_ratio``).
-        window: with ``when="fixed_budget"``, the most recent tokens that are never evicted.
+        budget: cache length in tokens, with ``when="fixed_budget"`` (then without ``keep_ratio``). Or one per
+            layer: phase 1 fills the largest, and the first eviction takes the others down to theirs.
+        first_eviction_after: tokens of phase 2 that are fed before the first eviction. With 1 that eviction
+            finds P+1 keys, as where a loop feeds and then compresses; every later one comes at P keys.
         adjust: lower ``prune_after`` to fit the text (see `effective_prune_after`). False takes it as given.
         score_from: "phase2", or "start" to score from token 1 on as the paper does.
         allow_no_eviction: accept an evaluation in which nothing was evicted.
-        seed: of the policy "random".
+        seed: of the policy "random", where it is given by name.
         method: "onepass", or "stepwise", its oracle. A model that one pass cannot serve but a real cache
             can is evaluated stepwise, with a `SlowFallbackWarning`; ``Evaluation.method`` says what ran.
     """
 
-    keep_ratio: float | None = None
+    keep_ratio: float | Sequence[float] | None = None
     prune_after: int = 256
     positions: str = "absolute"
-    policy: str = "low_norm"
+    policy: str | Policy = "low_norm"
+    sinks: int = 0
+    recent: int = 0
     compressor: Callable[..., Any] | None = None
     skip_layers: Iterable[int] = ()
     when: str = "every_step"
-    budget: int | None = None
-    window: int = 0
+    budget: int | Sequence[int] | None = None
+    first_eviction_after: int = 0
     adjust: bool = True
     score_from: str = "phase2"
     allow_no_eviction: bool = False
@@ -89,6 +101,8 @@ class Arguments:
             TypeError: there is no argument of that name.
         """
         names = [field.name for field in fields(cls)]
+        if "window" in given:
+            raise TypeError("evaluate's window is called recent now, and goes with every policy and every when")
         for name in given:
             if name not in names:
                 raise TypeError(f"evaluate has no argument {name!r}: it takes {', '.join(names)}")
@@ -102,24 +116,28 @@ class Setting:
     Attributes:
         seq_len: n, tokens of the text.
         start: P, tokens of phase 1 (at most ``seq_len`` - 1 of them are fed).
-        keep_ratio: in (0, 1], the exact decimal that the user wrote, or None with ``when="fixed_budget"``.
+        keep_ratio: of each layer, in (0, 1], the exact decimal that the user wrote; None with
+            ``when="fixed_budget"``.
+        budget: of each layer, in keys, with ``when="fixed_budget"``; else None.
+        protection: keys that stay whatever the policy says.
         sliding: window length of every sliding-window layer; these are never compressed.
         skip_layers: full-attention layers to leave alone.
         first_scored: index of the first token that is scored.
-        method, compressor, allow_no_eviction: as `Arguments` has them.
+        first_eviction_after, method, compressor, allow_no_eviction: as `Arguments` has them.
     """
 
     seq_len: int
     layers: int
     start: int
-    keep_ratio: Fraction | float | None
+    keep_ratio: tuple[Fraction, ...] | None = None
+    budget: tuple[int, ...] | None = None
     positions: str = "absolute"
-    policy: str = "low_norm"
+    policy: Policy = _LOW_NORM
+    protection: Protection = UNPROTECTED
     skip_layers: frozenset[int] = frozenset()
     sliding: Mapping[int, int] = field(default_factory=dict, hash=False)
     when: str = "every_step"
-    window: int = 0
-    seed: int = 0
+    first_eviction_after: int = 0
     first_scored: int = 1
     method: str = "onepass"
     compressor: Callable[..., Any] | None = None
@@ -128,28 +146,39 @@ class Setting:
     @property
     def compresses(self) -> bool:
         """Whether it is asked for evictions at all."""
-        return asked_to_compress(self.keep_ratio)
+        return self.keep_ratio is None or min(self.keep_ratio) < 1
 
     def schedule(self, layer: int) -> tuple[Eviction, ...]:
         """Evictions of one layer; empty where it is skipped, sliding, or nothing is to go."""
-        if layer in self.skip_layers or layer in self.sliding:
-            return ()
-        return self.full_schedule
+        return self.schedules[layer]
 
     @cached_property
-    def full_schedule(self) -> tuple[Eviction, ...]:
-        """Evictions of a layer that is compressed; every layer asks for them."""
-        if self.when == "fixed_budget":
-            return budget_schedule(self.seq_len, self.start)
-        return eviction_schedule(self.seq_len, self.start, self.keep_ratio or 1.0, when=self.when)
-
-    @property
     def schedules(self) -> tuple[tuple[Eviction, ...], ...]:
         """Evictions of every layer."""
-        return tuple(map(self.schedule, range(self.layers)))
+        amounts: tuple[Fraction | int, ...] = self.budget or self.keep_ratio or ()
+        made = {amount: self._schedule(amount) for amount in set(amounts)}
+        return tuple(
+            () if layer in self.skip_layers or layer in self.sliding else made[amount]
+            for layer, amount in enumerate(amounts)
+        )
+
+    def _schedule(self, amount: Fraction | int) -> tuple[Eviction, ...]:
+        late = self.first_eviction_after
+        if self.budget is not None:
+            return budget_schedule(self.seq_len, int(amount), self.start, late)
+        return eviction_schedule(self.seq_len, self.start, amount, when=self.when, first_eviction_after=late)
+
+    def kept(self, layer: int, length: int) -> int:
+        """How many of ``length`` keys of a layer stay when it is compressed: all where it is not yet full."""
+        if self.budget is not None:
+            return min(length, self.budget[layer] - 1)
+        if self.keep_ratio is None or length < self.start:
+            return length
+        return kept_count(length, self.keep_ratio[layer])
 
     def scores(self, layer: int, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return key_scores(self.policy, keys, positions, layer=layer, seed=self.seed)
+        """Scores by a policy that reads "key" alone, fixed at birth."""
+        return key_scores(self.policy, keys, positions, layer=layer)
 
     def fed_positions(self) -> torch.Tensor:
         """Position of every fed token, int64 (seq_len - 1,).
@@ -167,7 +196,8 @@ class Setting:
     def plainest(self) -> Setting:
         """One setting for all that are the same evaluation by definition."""
         if not self.compresses:
-            return Setting(self.seq_len, self.layers, self.start, Fraction(1), first_scored=self.first_scored)
+            whole = (Fraction(1),) * self.layers
+            return Setting(self.seq_len, self.layers, self.start, whole, first_scored=self.first_scored)
         if self.positions == "cache" and not self.schedule(0):  # layer 0 never shrinks
             return replace(self, positions="absolute")
         return self
@@ -178,9 +208,16 @@ class Setting:
             return
         raise NoEvictionError(
             f"nothing is ever evicted: {self.seq_len} tokens with an effective prune_after of {self.start} and "
-            f"keep_ratio={_shown(self.keep_ratio)}, so the result would be the uncompressed one. Lower prune_after, "
+            f"keep_ratio={self._shown}, so the result would be the uncompressed one. Lower prune_after, "
             f"use adjust=True, or pass allow_no_eviction=True if that is what you want to measure"
         )
+
+    @property
+    def _shown(self) -> float | list[float] | None:
+        if self.keep_ratio is None:
+            return None
+        ratios = [float(ratio) for ratio in self.keep_ratio]
+        return ratios[0] if len(set(ratios)) == 1 else ratios
 
 
 def check_setting(arguments: Arguments, *, seq_len: int, layers: int, sliding: Mapping[int, int]) -> Setting:
@@ -197,19 +234,21 @@ def check_setting(arguments: Arguments, *, seq_len: int, layers: int, sliding: M
         UnsupportedModelError: (a ValueError) it cannot be had of such layers.
     """
     check_choice("positions", arguments.positions, POSITIONS)
-    check_choice("policy", arguments.policy, POLICIES)
     check_choice("when", arguments.when, WHEN)
     check_choice("score_from", arguments.score_from, SCORE_FROM)
     check_choice("method", arguments.method, METHODS)
     check_int("prune_after", arguments.prune_after, 1)
     check_int("seed", arguments.seed, 0)
+    check_int("first_eviction_after", arguments.first_eviction_after, 0)
+    policy = find_policy(arguments.policy, arguments.seed)
     if arguments.compressor is not None and not callable(arguments.compressor):
         raise TypeError(f"compressor={arguments.compressor!r} is not callable")
-    ratio = None
+    ratio = budget = None
     if arguments.when == "fixed_budget":
-        start = _check_budget(arguments)
+        budget = _check_budget(arguments, layers)
+        start = max(budget)
     else:
-        ratio = _check_ratio(arguments)
+        ratio = _check_ratio(arguments, layers)
         start = effective_prune_after(seq_len, arguments.prune_after) if arguments.adjust else arguments.prune_after
     first_scored = 1 if arguments.score_from == "start" else start + 1
     if first_scored >= seq_len:
@@ -223,13 +262,14 @@ def check_setting(arguments: Arguments, *, seq_len: int, layers: int, sliding: M
         layers=layers,
         start=start,
         keep_ratio=ratio,
+        budget=budget,
         positions=arguments.positions,
-        policy=arguments.policy,
+        policy=policy,
+        protection=_check_protection(arguments, policy),
         skip_layers=check_skip_layers(arguments.skip_layers, layers),
         sliding=sliding,
         when=arguments.when,
-        window=arguments.window,
-        seed=arguments.seed,
+        first_eviction_after=arguments.first_eviction_after,
         first_scored=first_scored,
         method="stepwise" if arguments.compressor is not None else arguments.method,
         compressor=arguments.compressor,
@@ -242,34 +282,66 @@ def check_setting(arguments: Arguments, *, seq_len: int, layers: int, sliding: M
             f"no layer is left to compress: skip_layers={sorted(setting.skip_layers)}, "
             f"sliding-window layers={sorted(setting.sliding)}, of {layers} layers; a window bounds a cache already"
         )
+    _check_room(setting)
     if setting.compressor is None:
         # Our own evictions are known in advance, so an evaluation without any is refused before it runs.
         setting.check_evictions(setting.schedules)
     return setting
 
 
-def _check_ratio(arguments: Arguments) -> Fraction:
-    if arguments.budget is not None or arguments.window:
-        raise ValueError(
-            f"budget={arguments.budget!r} and window={arguments.window!r} go with when='fixed_budget', not "
-            f"when={arguments.when!r}"
-        )
+def _check_ratio(arguments: Arguments, layers: int) -> tuple[Fraction, ...]:
+    if arguments.budget is not None:
+        raise ValueError(f"budget={arguments.budget!r} goes with when='fixed_budget', not when={arguments.when!r}")
     if arguments.keep_ratio is None:
         raise TypeError("keep_ratio=None is not a number: give one in (0, 1]")
-    return check_keep_ratio(arguments.keep_ratio)
+    if arguments.compressor is not None:
+        return (check_keep_ratio(arguments.keep_ratio),) * layers
+    return tuple(check_keep_ratio(ratio) for ratio in _per_layer("keep_ratio", arguments.keep_ratio, layers))
 
 
-def _check_budget(arguments: Arguments) -> int:
+def _check_budget(arguments: Arguments, layers: int) -> tuple[int, ...]:
     if arguments.keep_ratio is not None:
         raise ValueError(
             f"keep_ratio={arguments.keep_ratio!r} has no meaning with when='fixed_budget': give budget alone"
         )
     if arguments.compressor is not None:
         raise ValueError("compressor does not go with when='fixed_budget': give a policy")
-    budget = check_int("budget", arguments.budget, 1)
-    if check_int("window", arguments.window, 0) >= budget:
-        raise ValueError(f"window={arguments.window} has to be below budget={budget}: something must be free to go")
-    return budget
+    return tuple(check_int("budget", budget, 1) for budget in _per_layer("budget", arguments.budget, layers))
+
+
+def _per_layer(name: str, value: Any, layers: int) -> Sequence[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [value] * layers
+    if len(value) != layers:
+        raise ValueError(
+            f"{name}={list(value)!r} has {len(value)} values: give one, or one for each of {layers} layers"
+        )
+    return value
+
+
+def _check_protection(arguments: Arguments, policy: Policy) -> Protection:
+    given = Protection(check_int("sinks", arguments.sinks, 0), check_int("recent", arguments.recent, 0))
+    if arguments.compressor is None:
+        return Protection(given.sinks, max(given.recent, policy.recent))
+    if given != UNPROTECTED:
+        raise ValueError(
+            f"sinks={given.sinks} and recent={given.recent} go with a policy: compressor alone decides who stays"
+        )
+    return given
+
+
+def _check_room(setting: Setting) -> None:
+    """Refuse to protect more keys than an eviction keeps."""
+    sinks, recent = setting.protection
+    for layer, schedule in enumerate(setting.schedules):
+        for _, before, after in schedule:
+            if sinks + recent > after:
+                asked = f"budget={setting.budget[layer]}" if setting.budget else f"keep_ratio={setting._shown}"
+                whose = f" of policy {setting.policy!r}" if setting.policy.recent == recent > 0 else ""
+                raise ValueError(
+                    f"sinks={sinks} and recent={recent}{whose} protect {sinks + recent} keys, and {asked} keeps "
+                    f"{after} of {before}: protect fewer, or keep more"
+                )
 
 
 def _check_rerotated(setting: Setting) -> None:
@@ -281,6 +353,11 @@ def _check_rerotated(setting: Setting) -> None:
             f"skip_layers={sorted(setting.skip_layers)} does not go with positions='rerotated': layers of unequal "
             f"length have no position in common for the next token"
         )
+    if len(set(setting.schedules)) > 1:
+        raise ValueError(
+            "keep_ratio or budget by layer does not go with positions='rerotated': layers of unequal length have no "
+            "position in common for the next token"
+        )
     if setting.sliding:
         raise UnsupportedModelError(
             f"positions='rerotated' needs layers of equal length, and layers {sorted(setting.sliding)} have a "
@@ -291,7 +368,3 @@ def _check_rerotated(setting: Setting) -> None:
 def asked_to_compress(keep_ratio: Fraction | float | None) -> bool:
     """Whether a keep ratio asks for evictions; None stands for a fixed budget, which does."""
     return keep_ratio is None or check_keep_ratio(keep_ratio) < 1
-
-
-def _shown(keep_ratio: Fraction | float | None) -> float | None:
-    return None if keep_ratio is None else float(keep_ratio)

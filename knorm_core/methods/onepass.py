@@ -1,10 +1,11 @@
 """The exact two-phase evaluation in one forward pass over the text.
 
 Teacher forcing makes it possible: all tokens are known, so are the positions they are fed with, and
-what a layer evicts depends only on that layer's own keys and on a schedule of lengths that is known
-before the start (`knorm_core.counts`). So every key of a head has a birth and a death; an attention
-function registered with transformers computes the deaths of its layer and lets each query attend to
-the keys then alive (`knorm_core.methods.attention`). The rest of the model never knows.
+what a layer evicts depends only on that layer's own queries, keys and values and on a schedule of lengths
+that is known before the start (`knorm_core.counts`). So every key of a head has a birth and a death; an
+attention function registered with transformers computes the deaths of its layer, in one go where a policy
+looks at keys alone, else by playing its evictions forward (`knorm_core.methods.replay`), and lets each query
+attend to the keys then alive (`knorm_core.methods.attention`). The rest of the model never knows.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ from knorm_core.counts import Eviction
 from knorm_core.methods.attention import NEVER, mortal_attention, moving_attention
 from knorm_core.methods.forward import last_logits, private_copy, register_attention, token_nll
 from knorm_core.methods.head import last_states, separate_head
+from knorm_core.methods.replay import Logits, Move, replayed_deaths
 from knorm_core.methods.rotation import rotary_frequencies, rotate
+from knorm_core.selection import UNPROTECTED, Protection
 from knorm_core.setting import Setting, UnsupportedModelError
 
 ATTENTION = "knorm_onepass"
 # Tokens whose logits exist at one time: those of a long text would take more memory than all else together,
 # and below some hundreds at a time the head's matrix product gets slower.
 LOGITS_AT_ONCE = 1024
-Pair = tuple[torch.Tensor, torch.Tensor]
+#: Queries, keys and values of one layer, each (batch, heads or kv_heads, length, head_dim).
+Fed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Watch = Callable[[int, torch.Tensor | None], None]
 
 
@@ -40,15 +44,15 @@ class _Walk:
     """One forward pass as its attention calls see it."""
 
     layers: int
-    # (layer, keys) -> deaths of the keys, or None where nothing is evicted
-    deaths: Callable[[int, torch.Tensor], torch.Tensor | None]
+    # (layer, what was fed to it, scale and soft-capping) -> deaths of the keys, or None where nothing is evicted
+    deaths: Callable[[int, Fed, Logits], torch.Tensor | None]
     phase_1: int
     steps: Sequence[int] = ()  # of all evictions, where survivors move
-    move: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # as `moving_attention` has it
-    prior: Sequence[Pair] | None = None  # keys and values of the tokens before this pass, per layer
-    keep: bool = False  # whether to hand this pass's keys and values on
+    move: Move | None = None
+    prior: Sequence[Fed] | None = None  # of the tokens before this pass, per layer
+    keep: bool = False  # whether to hand on what this pass feeds
     seen: list[int] = field(default_factory=list)
-    kept: list[Pair] = field(default_factory=list)
+    kept: list[Fed] = field(default_factory=list)
 
 
 # A context variable, so that two threads can evaluate at once.
@@ -57,10 +61,10 @@ _walk: ContextVar[_Walk] = ContextVar("knorm_walk")
 
 @dataclass(frozen=True)
 class Prefix:
-    """Phase 1, fed once and shared by every row of a table: keys and values, and the losses within."""
+    """Phase 1, fed once and shared by every row of a table: queries, keys and values, and the losses within."""
 
     model: nn.Module  # the private copy that fed it, for the rows to share
-    pairs: tuple[Pair, ...]
+    fed: tuple[Fed, ...]
     length: int
     nll: torch.Tensor  # of tokens 1 … length where scoring starts there, shape (length,), else (0,)
 
@@ -79,7 +83,10 @@ def run(
         input_ids: (n,), int64, on the model's device; or (batch, n), texts of equal length.
         setting: what to evaluate; see `knorm_core.setting`.
         prefix: phase 1 of the same text (not of a batch), from `feed_prefix`, to save feeding it again.
-        watch: called with each layer's index and the deaths of its keys, as `layer_deaths` has them.
+        watch: called with each layer's index and the deaths of its keys, int64 (batch, kv_heads, length), or None.
+
+    Raises:
+        PolicyError: the policy does not return scores.
     """
     start = prefix.length if prefix else 0
     if prefix and start == setting.seq_len - 1:
@@ -124,21 +131,35 @@ def _feed(
 ) -> torch.Tensor:
     """One pass over what ``prefix`` has not fed yet; ``read`` makes the forward call."""
 
-    def deaths(layer: int, keys: torch.Tensor) -> torch.Tensor | None:
-        found = layer_deaths(setting, layer, keys)
+    move = None
+    if setting.positions == "rerotated":
+        move = _to_the_front(setting.fed_positions().to(input_ids.device), rotary_frequencies(model))
+
+    def deaths(layer: int, fed: Fed, logits: Logits) -> torch.Tensor | None:
+        if setting.policy.reads == "key" or not setting.schedule(layer):
+            dying = layer_deaths(setting, layer, fed[1])
+        else:
+            dying = replayed_deaths(
+                setting.policy,
+                *fed,
+                setting.schedule(layer),
+                layer=layer,
+                protection=setting.protection,
+                logits=logits,
+                move=move,
+            )
         if watch is not None:
-            watch(layer, found)
-        return found
+            watch(layer, dying)
+        return dying
 
     walk = _Walk(
         layers=setting.layers,
         deaths=deaths,
         phase_1=min(setting.start, setting.seq_len - 1),
-        prior=prefix.pairs if prefix else None,
+        prior=prefix.fed if prefix else None,
+        steps=[eviction.step for eviction in setting.schedule(0)],
+        move=move,
     )
-    if setting.positions == "rerotated":
-        walk.steps = [eviction.step for eviction in setting.full_schedule]
-        walk.move = _to_the_front(setting.fed_positions().to(input_ids.device), rotary_frequencies(model))
     start = prefix.length if prefix else 0
     private = prefix.model if prefix else private_copy(model, ATTENTION)
     with _walking(walk):
@@ -152,7 +173,7 @@ def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> 
     length = min(setting.start, setting.seq_len - 1)
     fed = input_ids[:length]
     model = private_copy(model, ATTENTION)
-    walk = _Walk(setting.layers, lambda layer, keys: window_deaths(setting, layer, keys), phase_1=length, keep=True)
+    walk = _Walk(setting.layers, lambda layer, fed, _: window_deaths(setting, layer, fed[1]), phase_1=length, keep=True)
     scored = setting.first_scored == 1
     with _walking(walk):
         logits = last_logits(model, fed[None], setting.fed_positions()[:length], length if scored else 1)[0]
@@ -160,7 +181,7 @@ def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> 
     return Prefix(model, tuple(walk.kept), length, nll)
 
 
-def _to_the_front(fed: torch.Tensor, frequencies: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _to_the_front(fed: torch.Tensor, frequencies: torch.Tensor) -> Move:
     """Rotate survivors from the positions they were fed with to 0 … kept-1."""
 
     def move(keys: torch.Tensor, born: torch.Tensor) -> torch.Tensor:
@@ -183,7 +204,7 @@ def shared_prefixes(model: nn.Module, input_ids: torch.Tensor) -> Callable[[Sett
 
 
 def layer_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tensor | None:
-    """Death of every key of one layer, int64 (batch, kv_heads, length); None if all of them live."""
+    """Death of every key under a policy that reads "key", int64 (batch, kv_heads, length); None if all of them live."""
     if layer in setting.sliding:
         return window_deaths(setting, layer, keys)
     schedule = setting.schedule(layer)
@@ -194,15 +215,15 @@ def layer_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tens
     order = scores.argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     ranks = torch.empty_like(order).scatter_(-1, order, places)
-    rows = [death_row(row, schedule, setting.window) for row in ranks.flatten(0, 1).tolist()]
+    rows = [death_row(row, schedule, setting.protection) for row in ranks.flatten(0, 1).tolist()]
     return torch.tensor(rows, device=keys.device).view(ranks.shape)
 
 
-def death_row(ranks: Sequence[int], schedule: Sequence[Eviction], window: int = 0) -> list[int]:
+def death_row(ranks: Sequence[int], schedule: Sequence[Eviction], protection: Protection = UNPROTECTED) -> list[int]:
     """Death of each key of one head, given its rank among all keys of the text (lowest survive).
 
-    Keys among the last ``window`` fed are protected. The others are held in the order of their ranks, so an
-    eviction cuts off an end, and a key costs one insertion however often the schedule evicts.
+    Keys that are not protected are held in the order of their ranks, so an eviction cuts off an end, and a key
+    costs one insertion however often the schedule evicts.
 
     >>> death_row([0, 3, 1, 2, 4], [Eviction(step=2, before=2, after=1), Eviction(4, 3, 2)])[:4]
     [9223372036854775807, 2, 9223372036854775807, 4]
@@ -210,11 +231,11 @@ def death_row(ranks: Sequence[int], schedule: Sequence[Eviction], window: int = 
     deaths = [NEVER] * len(ranks)
     key_of = sorted(range(len(ranks)), key=ranks.__getitem__)
     free: list[int] = []  # ranks of those that may go, ascending
-    born = 0
+    born = protection.sinks
     for step, before, after in schedule:
-        for rank in ranks[born : max(step - window, born)]:
+        for rank in ranks[born : max(step - protection.recent, born)]:
             insort(free, rank)
-        born = max(step - window, born)
+        born = max(step - protection.recent, born)
         for rank in free[after - before :]:
             deaths[key_of[rank]] = step
         del free[after - before :]
@@ -243,12 +264,13 @@ def _attention_forward(
     walk = _walk.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     walk.seen.append(layer)
+    fed = (query, key, value)
     if walk.keep:
-        walk.kept.append((key, value))
+        walk.kept.append(fed)
     if walk.prior is not None:
-        past_key, past_value = walk.prior[layer]
-        key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
-    deaths = walk.deaths(layer, key)
+        fed = _after(walk.prior[layer], fed)
+        key, value = fed[1:]
+    deaths = walk.deaths(layer, fed, Logits(scaling, softcap))
     if walk.move is not None and deaths is not None:
         out = moving_attention(query, key, value, deaths, walk.steps, walk.move, scale=scaling, softcap=softcap)
         return out.transpose(1, 2).contiguous(), None
@@ -263,6 +285,11 @@ def _attention_forward(
         softcap=softcap,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _after(prior: Fed, fed: Fed) -> Fed:
+    query, key, value = (torch.cat(both, dim=2) for both in zip(prior, fed, strict=True))
+    return query, key, value
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,8 @@ from knorm_core.setting import Setting, UnsupportedModelError
 #: Neither takes a mask: of a cache in which everything is meant to be seen, transformers' masks hide some
 #: keys where layers differ in length (4.57 takes every layer's length for that of layer 0).
 PLAIN, OWN = "knorm_plain", "knorm_own"
+#: The model's own eager code too, with queries and attention noted for a policy: `knorm_core.methods.watched`.
+WATCHED = "knorm_watched"
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,10 @@ def support(model: nn.Module, setting: Setting) -> Support:
         if obstacle is None and setting.method == "onepass":
             return Support("onepass")
         check_stepwise(model, setting)
+        attention = _stepwise_attention(model, setting)
     except UnsupportedModelError as refusal:
         return Support("refused", str(refusal))
-    return Support("stepwise", obstacle or "", attention_support(model).stepwise)
+    return Support("stepwise", obstacle or "", attention)
 
 
 def attention_support(model: nn.Module) -> AttentionSupport:
@@ -86,6 +89,18 @@ def attention_support(model: nn.Module) -> AttentionSupport:
     if model not in _probed:
         _probed[model] = _probe(model)
     return _probed[model]
+
+
+def _stepwise_attention(model: nn.Module, setting: Setting) -> str | None:
+    attention = attention_support(model).stepwise
+    if setting.compressor is not None or setting.policy.reads not in ("queries", "attention"):
+        return attention
+    if attention is None:
+        raise UnsupportedModelError(
+            f"policy {setting.policy!r} reads {setting.policy.reads!r}, which {type(model).__name__} does not show: "
+            f"{attention_support(model).obstacle}; a policy that reads 'key' or 'cache' can be evaluated on it"
+        )
+    return WATCHED
 
 
 def one_pass_obstacle(model: nn.Module, setting: Setting) -> str | None:
@@ -110,8 +125,7 @@ def check_stepwise(model: nn.Module, setting: Setting) -> None:
     if attention_support(model).stepwise is not None:
         return
     name = type(model).__name__
-    apart = setting.skip_layers | setting.sliding.keys()
-    check_equal_lengths(model, [layer in apart for layer in range(setting.layers)])
+    check_equal_lengths(model, [(layer in setting.sliding, setting.schedule(layer)) for layer in range(setting.layers)])
     try:
         logits, reordered = _answers_to_reordered_keys(model, setting.seq_len - 1)
     except Exception as error:  # whatever a family's own code makes of a cache
@@ -126,12 +140,13 @@ def check_stepwise(model: nn.Module, setting: Setting) -> None:
         )
 
 
-def check_equal_lengths(model: nn.Module, lengths: Sequence[int]) -> None:
+def check_equal_lengths(model: nn.Module, lengths: Sequence[Hashable]) -> None:
     """Refuse layers of unequal length, which a model whose masks are its own would mask by the length of one."""
     if len(set(lengths)) > 1:
         raise UnsupportedModelError(
             f"{type(model).__name__} makes its own masks, the same for all layers, so all of them have to be "
-            f"compressed alike: skip_layers, sliding windows and compressors that leave a layer out do not go with it"
+            f"compressed alike: skip_layers, ratios or budgets by layer, sliding windows and compressors that leave a "
+            f"layer out do not go with it"
         )
 
 
@@ -264,10 +279,17 @@ def own_attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **arguments: Any
 ) -> tuple[torch.Tensor, Any]:
     """The same by the family's own eager code, which takes the softmax in float32."""
+    return eager_attention(module, query, key, value, None, **arguments)
+
+
+def eager_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **arguments: Any
+) -> tuple[torch.Tensor, Any]:
+    """The family's own eager code: outputs (batch, queries, heads, head_dim), weights (batch, heads, queries, keys)."""
     eager = _eager_form(module)
     if eager is None:
         raise UnsupportedModelError(f"{type(module).__name__} has no eager attention")
-    return eager(module, query, key, value, None, **arguments)
+    return eager(module, query, key, value, mask, **arguments)
 
 
 def _eager_form(module: nn.Module) -> Callable[..., Any] | None:

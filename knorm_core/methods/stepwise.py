@@ -6,18 +6,21 @@ not one of our policies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from knorm_core.cache import cache_argument, read_layers, take, with_layers
-from knorm_core.counts import Eviction, kept_count
+from knorm_core.cache import Pair, cache_argument, read_layers, take, with_layers
+from knorm_core.counts import Eviction
 from knorm_core.methods.forward import copy_sharing_weights, private_copy, token_nll
-from knorm_core.methods.probe import check_equal_lengths
+from knorm_core.methods.probe import WATCHED, check_equal_lengths
 from knorm_core.methods.rotation import rotary_frequencies, rotate
-from knorm_core.selection import Protection, survivors
+from knorm_core.methods.watched import Watched, watching
+from knorm_core.policy import Seen, check_no_nan, checked_scores, checked_state
+from knorm_core.selection import survivors
 from knorm_core.setting import Setting
 
 if TYPE_CHECKING:
@@ -51,12 +54,14 @@ def run(
     model = private_copy(model, attention) if attention else copy_sharing_weights(model)
     cache = DynamicCache(config=model.config) if setting.sliding else DynamicCache()
     frequencies = rotary_frequencies(model) if setting.positions == "rerotated" else None
-    compress = _with_callable(setting.compressor, setting) if setting.compressor else _Policy(setting, frequencies)
+    watched: dict[int, Watched] = {}
+    policy = None if setting.compressor else _Policy(setting, watched, frequencies)
+    compress = policy.compress if policy else _with_callable(setting)
     evictions: list[list[Eviction]] = [[] for _ in range(setting.layers)]
     losses = []
+    first = setting.start + setting.first_eviction_after
     for step in range(setting.seq_len - 1):
-        due = step == setting.start if setting.when == "after_prefill" else step >= setting.start
-        if due:
+        if step == first if setting.when == "after_prefill" else step >= first:
             before = _lengths(cache)
             cache = compress(cache, step)
             for layer, (old, new) in enumerate(zip(before, _lengths(cache), strict=True)):
@@ -65,76 +70,116 @@ def run(
             if attention is None:
                 check_equal_lengths(model, _lengths(cache))
         position = _lengths(cache)[0] if setting.positions != "absolute" and step else step
-        logits = model(
-            input_ids=input_ids[None, step : step + 1],
-            position_ids=torch.tensor([[position]], device=input_ids.device),
-            use_cache=True,
-            **cache_argument(model, cache),
-        ).logits[0]
+        with watching(watched if attention == WATCHED else None):
+            logits = model(
+                input_ids=input_ids[None, step : step + 1],
+                position_ids=torch.tensor([[position]], device=input_ids.device),
+                use_cache=True,
+                **cache_argument(model, cache),
+            ).logits[0]
+        if policy:
+            policy.fed(cache, step)
         if step + 1 >= setting.first_scored:
             losses.append(token_nll(logits, input_ids[step + 1 : step + 2]))
     return torch.cat(losses), tuple(map(tuple, evictions))
 
 
 class _Policy:
-    """Compression by one of our policies, which need to know the true position of every cached key.
+    """Compression by a policy, which needs to know the true position of every cached key.
 
-    A key is scored once, as it was first cached: a policy's score never changes, and where survivors are
-    rotated to new positions (``frequencies``), the last bit of their norm must not either.
+    A policy that reads "key" scores a key once, as it was first cached: where survivors are rotated to new
+    positions (``frequencies``), the last bit of a norm must not change who goes.
     """
 
-    def __init__(self, setting: Setting, frequencies: torch.Tensor | None = None) -> None:
-        self.setting = setting
-        self.frequencies = frequencies
-        # layer -> (batch, kv_heads, length)
+    def __init__(self, setting: Setting, watched: Mapping[int, Watched], frequencies: torch.Tensor | None) -> None:
+        self.setting, self.watched, self.frequencies = setting, watched, frequencies
+        left_alone = setting.skip_layers | setting.sliding.keys()
+        self.layers = [layer for layer in range(setting.layers) if layer not in left_alone]
+        # layer -> (1, kv_heads, length)
         self.positions: dict[int, torch.Tensor] = {}
         self.scores: dict[int, torch.Tensor] = {}
-        self.fed_until = 0
+        self.states: dict[int, torch.Tensor] = {}
 
-    def __call__(self, cache: DynamicCache, step: int) -> DynamicCache:
-        setting = self.setting
-        left_alone = setting.skip_layers | setting.sliding.keys()
-        full = {layer for layer in range(setting.layers) if layer not in left_alone}
-        for layer in full:
+    def fed(self, cache: DynamicCache, step: int) -> None:
+        """Note token ``step``, just fed: where it stands, what it observed."""
+        for layer in self.layers:
             keys = cache.layers[layer].keys
-            new = torch.arange(self.fed_until, step, device=keys.device).expand(*keys.shape[:2], -1)
-            scores = setting.scores(layer, keys[:, :, keys.shape[2] - new.shape[-1] :], new)
-            self.positions[layer] = torch.cat([self.positions.get(layer, new[..., :0]), new], dim=-1)
-            self.scores[layer] = torch.cat([self.scores.get(layer, scores[..., :0]), scores], dim=-1)
-        self.fed_until = step
-        pairs = [(layer.keys, layer.values) for layer in cache.layers]
-        compressed = [
-            self._compress_layer(index, *pair, step) if index in full else pair for index, pair in enumerate(pairs)
-        ]
-        return with_layers(cache, compressed)
+            new = torch.full((*keys.shape[:2], 1), step, device=keys.device)
+            self.positions[layer] = _longer(self.positions.get(layer), new)
+            if self.setting.policy.observes:
+                none = torch.zeros(new.shape, dtype=torch.promote_types(keys.dtype, torch.float32), device=keys.device)
+                state = _longer(self.states.get(layer), none)
+                seen = self._seen(cache, layer, step + 1, observes=True)
+                self.states[layer] = checked_state(self.setting.policy, state, seen)
 
-    def _compress_layer(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        setting, positions = self.setting, self.positions[layer]
-        length = keys.shape[2]
-        if length < setting.start:
-            return keys, values
-        kept = length - 1 if setting.keep_ratio is None else kept_count(length, setting.keep_ratio)
-        if kept == length:
-            return keys, values
-        scores = self.scores[layer]
-        index = survivors(scores, kept, Protection(recent=setting.window))
-        self.positions[layer] = positions.gather(-1, index)
-        self.scores[layer] = self.scores[layer].gather(-1, index)
+    def compress(self, cache: DynamicCache, step: int) -> DynamicCache:
+        """The cache as it is when token ``step`` comes."""
+        pairs = [(layer.keys, layer.values) for layer in cache.layers]
+        for layer in self.layers:
+            kept = self.setting.kept(layer, pairs[layer][0].shape[2])
+            if kept < pairs[layer][0].shape[2]:
+                pairs[layer] = self._evict(cache, layer, step, kept)
+        return with_layers(cache, pairs)
+
+    def _evict(self, cache: DynamicCache, layer: int, step: int, kept: int) -> Pair:
+        keys, values = cache.layers[layer].keys, cache.layers[layer].values
+        scores = (
+            self._key_scores(layer, keys) if self.setting.policy.reads == "key" else self._score(cache, layer, step)
+        )
+        index = survivors(scores, kept, self.setting.protection)
+        index = index.expand(*keys.shape[:2], -1)
+        for each in (self.positions, self.scores, self.states):
+            if layer in each:
+                each[layer] = each[layer].gather(-1, index)
         keys, values = take(keys, index), take(values, index)
         if self.frequencies is not None:
             # Since the last eviction a key's position has been its index in the cache; now it is again.
             keys = rotate(keys, torch.arange(kept, device=keys.device) - index, self.frequencies)
         return keys, values
 
+    def _key_scores(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
+        scored = self.scores[layer].shape[-1] if layer in self.scores else 0
+        new = self.setting.scores(layer, keys[:, :, scored:], self.positions[layer][..., scored:])
+        self.scores[layer] = _longer(self.scores.get(layer), new)
+        return self.scores[layer]
 
-def _with_callable(compressor: Callable[..., Any], setting: Setting) -> Callable[[Any, int], Any]:
-    ratio = None if setting.keep_ratio is None else float(setting.keep_ratio)
+    def _score(self, cache: DynamicCache, layer: int, step: int) -> torch.Tensor:
+        keys = cache.layers[layer].keys
+        seen = self._seen(cache, layer, step)
+        scores = checked_scores(self.setting.policy, seen, tuple(keys.shape[:3]), keys.device)
+        check_no_nan(self.setting.policy, scores, layer)
+        return scores
+
+    def _seen(self, cache: DynamicCache, layer: int, fed: int, observes: bool = False) -> Seen:
+        keys, values = cache.layers[layer].keys, cache.layers[layer].values
+        positions, policy = self.positions[layer], self.setting.policy
+        parts = {"fed": fed, "keys": keys, "values": values, "positions": positions}
+        made: dict[str, Callable[[], Any]] = {name: partial(_same, part) for name, part in parts.items()}
+        if layer in self.watched:
+            watched = self.watched[layer]
+            made["queries"] = partial(watched.queries, policy.query_window)
+            made["query_attention"] = partial(watched.query_attention, policy.query_window, keys, values, positions)
+        if observes:
+            return Seen(policy, layer, {**made, "received": lambda: watched.latest.unsqueeze(3)})
+        state = self.states.get(layer)
+        made["state"] = lambda: torch.zeros_like(keys[..., 0]) if state is None else state
+        return Seen(policy, layer, {**made, "attention": lambda: watched.latest})
+
+
+def _same(part: Any) -> Any:
+    return part
+
+
+def _longer(before: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+    return new if before is None else torch.cat([before, new], dim=-1)
+
+
+def _with_callable(setting: Setting) -> Callable[[Any, int], Any]:
+    compressor, [ratio] = setting.compressor, set(setting.keep_ratio or ())
 
     def compress(cache: Any, step: int) -> Any:
-        compressed = compressor(
-            cache, keep_ratio=ratio, prune_after=setting.start, skip_layers=sorted(setting.skip_layers)
+        compressed = compressor(  # type: ignore[misc]
+            cache, keep_ratio=float(ratio), prune_after=setting.start, skip_layers=sorted(setting.skip_layers)
         )
         read_layers(compressed)  # a clear error where it did not return a cache
         return compressed
