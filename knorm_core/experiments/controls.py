@@ -17,7 +17,9 @@ from knorm_core.evaluation import Evaluation, perplexity
 from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.results.interval import Interval
 
-POLICIES = ("low_norm", "high_norm", "random", "recent", "sink_recent")
+#: StreamingLLM: the first four tokens and the latest ones.
+NEWEST_WITH_SINKS = "newest_4_sinks"
+POLICIES = ("low_norm", "high_norm", "random", "newest", NEWEST_WITH_SINKS)
 SEEDS = (0, 1, 2, 3, 4)
 
 
@@ -31,7 +33,12 @@ class Row(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `evaluate`."""
-        return self._asdict()
+        return self._asdict() | policy_arguments(self.policy)
+
+
+def policy_arguments(label: str) -> dict[str, Any]:
+    """Arguments of `evaluate` for what a row calls its policy."""
+    return {"policy": "newest", "sinks": 4} if label == NEWEST_WITH_SINKS else {"policy": label}
 
 
 UNCOMPRESSED = Row("low_norm", 1.0)

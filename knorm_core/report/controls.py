@@ -20,8 +20,8 @@ POLICIES = {
     "low_norm": "low norm",
     "random": "random",
     "high_norm": "high norm",
-    "recent": "most recent",
-    "sink_recent": "four sinks and most recent",
+    "newest": "most recent",
+    "newest_4_sinks": "four sinks and most recent",
 }
 _COLOURS = tuple(SERIES)
 # Tables beside the controls that have no figure of their own.
@@ -55,14 +55,17 @@ def finding(rows: Sequence[TableRow]) -> str:
     """At which keep ratios low norm has a lower perplexity than random, and than sinks with recent tokens."""
     ratios = sorted({row["keep_ratio"] for row in rows if row["keep_ratio"] < 1}, reverse=True)
     against = {}
-    for policy in ("random", "sink_recent"):
+    for policy in ("random", "newest_4_sinks"):
         pairs = [(ratio, _of(rows, "low_norm", ratio), _of(rows, policy, ratio)) for ratio in ratios]
         against[policy] = [
             (ratio, low["ppl"] < other["ppl"]) for ratio, low, other in pairs if low is not None and other is not None
         ]
     parts = [
         f"{_where(compared)} {phrase}"
-        for policy, phrase in (("random", "than random choice"), ("sink_recent", "than four sinks and the most recent"))
+        for policy, phrase in (
+            ("random", "than random choice"),
+            ("newest_4_sinks", "than four sinks and the most recent"),
+        )
         if (compared := against[policy])
     ]
     return f"Low norm has the lower perplexity {', and '.join(parts)}." if parts else "Low norm has no control here."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from knorm_core import (
     perplexity,
 )
 from knorm_core.methods import onepass
+from knorm_core.policies import SnapKV
 from knorm_core.setting import Setting
 from suites.families import random_ids, tiny_model
 
@@ -108,15 +111,34 @@ def test_tokens_that_are_no_text_of_the_model_are_refused_before_it_runs(ids, er
         ({"skip_layers": [0, 1, 2]}, ValueError, "no layer is left to compress"),
         ({"compressor": "l2"}, TypeError, "compressor='l2' is not callable"),
         ({"seed": -1}, ValueError, "seed=-1"),
-        ({"budget": 10}, ValueError, "go with when='fixed_budget'"),
-        ({"window": 10}, ValueError, "go with when='fixed_budget'"),
+        ({"budget": 10}, ValueError, "budget=10 goes with when='fixed_budget', not when='every_step'"),
+        ({"window": 10}, TypeError, "evaluate's window is called recent now"),
+        ({"policy": "recent"}, ValueError, "policy='recent' is called 'newest' now"),
+        ({"policy": "sink_recent"}, ValueError, "policy='sink_recent' is policy='newest' with sinks=4 now"),
+        ({"sinks": -1}, ValueError, "sinks=-1 is below 0"),
+        ({"recent": 1.5}, TypeError, "recent=1.5 is not an integer"),
+        ({"first_eviction_after": -1}, ValueError, "first_eviction_after=-1 is below 0"),
+        ({"keep_ratio": [0.5, 0.9]}, ValueError, r"keep_ratio=\[0.5, 0.9\] has 2 values: .* each of 3 layers"),
+        ({"keep_ratio": [0.5, 0.9, 1.5]}, ValueError, r"keep_ratio=1.5 is outside \(0, 1\]"),
+        ({"keep_ratio": [0.5, 0.9, 0.9], "positions": "rerotated"}, ValueError, "by layer does not go with positions"),
+        ({"sinks": 1, "compressor": print}, ValueError, "sinks=1 and recent=0 go with a policy: compressor alone"),
+        (
+            {"keep_ratio": 0.1, "sinks": 3, "recent": 2, "prune_after": 40},
+            ValueError,
+            "sinks=3 and recent=2 protect 5 keys, and keep_ratio=0.1 keeps 4 of 32: protect fewer, or keep more",
+        ),
+        (
+            {"policy": SnapKV(window=30), "prune_after": 40},
+            ValueError,
+            r"recent=30 of policy SnapKV\(window=30, kernel=5\) protect 30 keys, and keep_ratio=0.5 keeps 16 of 32",
+        ),
         ({"when": "fixed_budget", "budget": 40}, ValueError, "keep_ratio=0.5 has no meaning"),
         ({"when": "fixed_budget", "keep_ratio": None}, TypeError, "budget=None is not an integer"),
         ({"when": "fixed_budget", "keep_ratio": None, "budget": 0}, ValueError, "budget=0 is below 1"),
         (
-            {"when": "fixed_budget", "keep_ratio": None, "budget": 9, "window": 9},
+            {"when": "fixed_budget", "keep_ratio": None, "budget": [30, 9, 20], "recent": 9},
             ValueError,
-            "window=9 has to be below",
+            "sinks=0 and recent=9 protect 9 keys, and budget=9 keeps 8 of",
         ),
         (
             {"when": "fixed_budget", "keep_ratio": None, "budget": 59},
@@ -204,7 +226,7 @@ def test_unknown_texts_and_folders_without_the_text(tmp_path):
 
 
 def test_a_pass_in_which_some_layer_never_called_is_refused():
-    setting = Setting(seq_len=60, layers=4, start=40, keep_ratio=0.5)  # of a model with three
+    setting = Setting(seq_len=60, layers=4, start=40, keep_ratio=(Fraction(1, 2),) * 4)  # of a model with three
     with pytest.raises(UnsupportedModelError, match=r"4 layers .* layers \[0, 1, 2\]"):
         onepass.run(tiny_model("llama"), random_ids(60), setting)
 

@@ -8,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knorm_core import POLICIES, kept_count, l2_compress
-from knorm_core.policies import key_norms, key_scores, round_norms, survivors
+from knorm_core.norms import key_norms, round_norms
+from knorm_core.policies import Random
+from knorm_core.policy import key_scores
+from knorm_core.policy_names import find_policy
+from knorm_core.selection import UNPROTECTED, Protection, survivors
 
 pytestmark = pytest.mark.fast
 
@@ -130,43 +134,48 @@ def test_rounded_norms_keep_the_order_and_tie_only_within_16_bits(one, other):
 def test_one_ulp_of_a_norm_does_not_decide_between_equal_tokens():
     norm = torch.tensor(5.4321, dtype=torch.float32)
     pair = torch.stack([torch.nextafter(norm, torch.tensor(9.0)), norm])
-    assert survivors(round_norms(pair), 1).tolist() == [0]
-    assert survivors(pair, 1).tolist() == [1]
+    assert survivors(-round_norms(pair), 1).tolist() == [0]
+    assert survivors(-pair, 1).tolist() == [1]
 
 
-@given(st.sampled_from(POLICIES), st.integers(1, 20), st.integers(0, 2**16))
+KEY_POLICIES = [name for name in POLICIES if find_policy(name).reads == "key"]
+
+
+@given(st.sampled_from(KEY_POLICIES), st.integers(1, 20), st.integers(0, 2**16))
 def test_a_score_depends_on_its_own_key_alone(policy, length, seed):
     # What lets one pass know every death in advance: dropping other keys changes no score.
     keys = torch.randn(1, 2, length, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     positions = torch.arange(length)
-    whole = key_scores(policy, keys, positions, layer=1, seed=seed)
-    part = key_scores(policy, keys[:, :, ::2], positions[::2], layer=1, seed=seed)
+    policy = find_policy(policy, seed)
+    whole = key_scores(policy, keys, positions, layer=1)
+    part = key_scores(policy, keys[:, :, ::2], positions[::2], layer=1)
     assert torch.equal(whole[..., ::2], part)
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected"),
+    ("policy", "protection", "expected"),
     [
-        ("low_norm", [1, 3, 4, 6, 7]),
-        ("low_norm_exact", [1, 3, 4, 6, 7]),
-        ("high_norm", [0, 2, 3, 5, 7]),
-        ("recent", [3, 4, 5, 6, 7]),
-        ("sink_recent", [0, 1, 2, 3, 7]),
+        ("low_norm", UNPROTECTED, [1, 3, 4, 6, 7]),
+        ("low_norm_exact", UNPROTECTED, [1, 3, 4, 6, 7]),
+        ("low_norm", Protection(sinks=1, recent=2), [0, 1, 4, 6, 7]),
+        ("high_norm", UNPROTECTED, [0, 2, 3, 5, 7]),
+        ("newest", UNPROTECTED, [3, 4, 5, 6, 7]),
+        ("newest", Protection(sinks=4), [0, 1, 2, 3, 7]),
     ],
 )
-def test_policies_keep_what_their_names_say(policy, expected):
+def test_policies_keep_what_their_names_say(policy, protection, expected):
     keys = torch.tensor([9.0, 1.0, 8.0, 3.0, 2.0, 7.0, 1.0, 3.0]).view(1, 1, 8, 1)
-    scores = key_scores(policy, keys, torch.arange(8))
-    assert survivors(scores, 5).flatten().tolist() == expected
+    scores = key_scores(find_policy(policy), keys, torch.arange(8))
+    assert survivors(scores, 5, protection).flatten().tolist() == expected
 
 
 def test_random_policy_differs_by_seed_layer_and_head_and_repeats():
     keys = torch.ones(1, 2, 30, 4)
     positions = torch.arange(30)
-    scores = [key_scores("random", keys, positions, layer=layer, seed=seed) for layer, seed in [(0, 0), (0, 1), (1, 0)]]
+    scores = [key_scores(Random(seed), keys, positions, layer=layer) for layer, seed in [(0, 0), (0, 1), (1, 0)]]
     orders = [tuple(row.argsort().tolist()) for score in scores for row in score[0]]
     assert len(set(orders)) == 6
-    assert torch.equal(scores[0], key_scores("random", keys, positions, layer=0, seed=0))
+    assert torch.equal(scores[0], key_scores(Random(), keys, positions, layer=0))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
@@ -13,19 +15,21 @@ from knorm_core.methods import attention
 from knorm_core.methods.attention import BLOCK, NEVER, mortal_attention, moving_attention
 from knorm_core.methods.onepass import death_row, layer_deaths, window_deaths
 from knorm_core.methods.rotation import rotate
+from knorm_core.policies import Newest, Random
+from knorm_core.selection import Protection
 from knorm_core.setting import Setting
 
 pytestmark = pytest.mark.fast
 
 
-def walk(ranks, schedule, window):
+def walk(ranks, schedule, window, sinks=0):
     """Deaths, the slow way: hold the cache as a list and take out the highest ranks at each eviction."""
     deaths, alive, fed = [NEVER] * len(ranks), [], 0
     for step, before, after in schedule:
         alive += range(fed, step)
         fed = step
         assert len(alive) == before
-        free = sorted((key for key in alive if key < step - window), key=lambda key: -ranks[key])
+        free = sorted((key for key in alive if sinks <= key < step - window), key=lambda key: -ranks[key])
         for key in free[: before - after]:
             deaths[key] = step
             alive.remove(key)
@@ -41,25 +45,28 @@ def test_deaths_are_those_of_a_cache_held_as_a_list(seq_len, threshold, percent,
 
 
 @settings(max_examples=40)
-@given(st.integers(5, 120), st.integers(2, 60), st.integers(0, 59), st.randoms(use_true_random=False))
-def test_the_last_keys_of_the_window_are_protected(seq_len, budget, window, random):
-    assume(window < budget < seq_len - 1)
+@given(
+    st.integers(5, 120), st.integers(2, 60), st.integers(0, 59), st.integers(0, 4), st.randoms(use_true_random=False)
+)
+def test_the_first_and_the_latest_keys_are_protected(seq_len, budget, window, sinks, random):
+    assume(sinks + window < budget < seq_len - 1)
     schedule = budget_schedule(seq_len, budget)
     ranks = random.sample(range(seq_len - 1), seq_len - 1)
-    deaths = death_row(ranks, schedule, window)
-    assert deaths == walk(ranks, schedule, window)
+    deaths = death_row(ranks, schedule, Protection(sinks, window))
+    assert deaths == walk(ranks, schedule, window, sinks)
     assert all(death - key > window for key, death in enumerate(deaths))
+    assert deaths[:sinks] == [NEVER] * sinks
 
 
 def test_of_the_keys_then_alive_the_highest_rank_goes():
     # Rank 3 is not yet fed at the first eviction, rank 2 is gone by the second.
     assert death_row([0, 2, 1, 3, 4], [Eviction(2, 2, 1), Eviction(4, 3, 2)]) == [NEVER, 2, NEVER, 4, NEVER]
     # With the last two protected, each eviction takes what is left.
-    assert death_row([0, 1, 2, 3], [Eviction(3, 3, 2), Eviction(4, 3, 2)], window=2) == [3, 4, NEVER, NEVER]
+    assert death_row([0, 1, 2, 3], [Eviction(3, 3, 2), Eviction(4, 3, 2)], Protection(recent=2)) == [3, 4, NEVER, NEVER]
 
 
 def setting(**changes):
-    return Setting(**{"seq_len": 41, "layers": 3, "start": 16, "keep_ratio": 0.5} | changes)
+    return Setting(**{"seq_len": 41, "layers": 3, "start": 16, "keep_ratio": (Fraction(1, 2),) * 3} | changes)
 
 
 def keys_of(length, batch=2, heads=3, seed=0):
@@ -75,7 +82,7 @@ def test_every_row_and_head_has_the_deaths_of_its_own_ranks():
         for head in range(3):
             order = keys[row, head].norm(dim=-1).argsort().tolist()
             ranks = [order.index(key) for key in range(40)]
-            assert deaths[row, head].tolist() == walk(ranks, setting().full_schedule, 0)
+            assert deaths[row, head].tolist() == walk(ranks, setting().schedule(0), 0)
     assert len({tuple(row) for row in deaths.flatten(0, 1).tolist()}) == 6
 
 
@@ -86,19 +93,20 @@ def test_of_equal_norms_the_later_key_dies_first():
 
 def test_positions_and_layer_reach_the_policy():
     keys = keys_of(40, batch=1)
-    recent = layer_deaths(setting(policy="recent"), 0, keys)
-    assert all(recent[0, head].tolist() == walk(range(40, 0, -1), setting().full_schedule, 0) for head in range(3))
-    random = setting(policy="random", seed=3)
+    newest = layer_deaths(setting(policy=Newest()), 0, keys)
+    assert all(newest[0, head].tolist() == walk(range(40, 0, -1), setting().schedule(0), 0) for head in range(3))
+    random = setting(policy=Random(seed=3))
     assert not torch.equal(layer_deaths(random, 0, keys), layer_deaths(random, 1, keys))
-    protected = setting(when="fixed_budget", keep_ratio=None, window=5)
+    budget = {"when": "fixed_budget", "keep_ratio": None, "budget": (16, 16, 16)}
+    protected = setting(protection=Protection(recent=5), **budget)
     assert bool((layer_deaths(protected, 0, keys) - torch.arange(40) > 5).all())
-    assert not torch.equal(layer_deaths(protected, 0, keys), layer_deaths(setting(when="fixed_budget"), 0, keys))
+    assert not torch.equal(layer_deaths(protected, 0, keys), layer_deaths(setting(**budget), 0, keys))
 
 
 def test_a_layer_without_evictions_has_no_deaths():
     keys = keys_of(40)
     assert layer_deaths(setting(skip_layers=frozenset({2})), 2, keys) is None
-    assert layer_deaths(setting(keep_ratio=1.0), 0, keys) is None
+    assert layer_deaths(setting(keep_ratio=(Fraction(1),) * 3), 0, keys) is None
     assert window_deaths(setting(), 0, keys) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import pytest
 import torch
@@ -12,7 +13,12 @@ from knorm_core.cache import check_skip_layers, read_layers, with_layers
 from knorm_core.counts import check_choice, check_int, check_keep_ratio
 from knorm_core.methods.attention import NEVER, mortal_attention
 from knorm_core.methods.onepass import layer_deaths, window_deaths
-from knorm_core.policies import POLICIES, key_norms, key_scores, round_norms
+from knorm_core.methods.replay import replayed_deaths
+from knorm_core.norms import key_norms, round_norms
+from knorm_core.policies import H2O, KeyDiff, Random, SnapKV
+from knorm_core.policy import key_scores
+from knorm_core.policy_names import find_policy
+from knorm_core.selection import Protection
 from knorm_core.setting import Setting
 
 pytestmark = pytest.mark.fast
@@ -53,9 +59,10 @@ MESSAGES = [
     ),
     (lambda: check_choice("a", "x", ("b", "c")), ValueError, "a='x' is not one of 'b', 'c'"),
     (
-        lambda: key_scores("low", KEYS, torch.arange(8)),
+        lambda: find_policy("low"),
         ValueError,
-        "policy='low' is not one of 'low_norm', 'low_norm_exact', 'high_norm', 'random', 'recent', 'sink_recent'",
+        "policy='low' is not one of 'low_norm', 'low_norm_exact', 'high_norm', 'random', 'newest', 'h2o', 'tova', "
+        "'snapkv', 'keydiff', nor 'package.module:Name'",
     ),
     (
         lambda: key_norms(KEYS * torch.inf),
@@ -188,7 +195,7 @@ def test_norms_are_float32_except_for_float64_keys():
 
 def test_random_scores_are_the_same_numbers_everywhere():
     # Philox, whose raw stream NumPy guarantees: seed, layer and head are its key.
-    scores = key_scores("random", torch.ones(1, 2, 3, 1), torch.arange(3), layer=1, seed=2)
+    scores = -key_scores(Random(seed=2), torch.ones(1, 2, 3, 1), torch.arange(3), layer=1)
     assert scores.dtype == torch.int64
     assert scores.tolist() == [
         [
@@ -196,18 +203,24 @@ def test_random_scores_are_the_same_numbers_everywhere():
             [7308529671235504348, 4359821264248852369, 3680063440828681211],
         ]
     ]
-    default = key_scores("random", KEYS, torch.arange(8))
-    assert torch.equal(default, key_scores("random", KEYS, torch.arange(8), layer=0, seed=0))
+    default = key_scores(find_policy("random"), KEYS, torch.arange(8))
+    assert torch.equal(default, key_scores(Random(seed=0), KEYS, torch.arange(8), layer=0))
 
 
 def test_tensors_are_made_where_the_keys_are_whatever_the_default_device():
     keys = torch.randn(1, 2, 200, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    setting = Setting(seq_len=201, layers=2, start=64, keep_ratio=0.5, sliding={1: 32})
+    setting = Setting(seq_len=201, layers=2, start=64, keep_ratio=(Fraction(1, 2),) * 2, sliding={1: 32})
 
     def everything():
         [(kept, _)] = l2_compress([(keys, keys)], 0.5, 1)
-        scores = [key_scores(policy, keys, torch.arange(200, device="cpu")) for policy in POLICIES]
+        scores = [
+            key_scores(find_policy(policy), keys, torch.arange(200, device="cpu"))
+            for policy in ("low_norm", "low_norm_exact", "high_norm", "random", "newest")
+        ]
         deaths = [layer_deaths(setting, 0, keys), window_deaths(setting, 1, keys)]
+        for policy in (H2O(), SnapKV(), KeyDiff()):
+            protection = Protection(4, policy.recent)
+            deaths.append(replayed_deaths(policy, keys, keys, keys, setting.schedule(0), protection=protection))
         attended = [mortal_attention(keys, keys, keys, death, softcap=cap) for death in deaths for cap in (None, 3.0)]
         return [kept, *scores, *deaths, *attended, mortal_attention(keys, keys, keys, None, softcap=3.0)]
 

@@ -20,7 +20,8 @@ from knorm_core import (
 )
 from knorm_core.experiments.divergence import divergence
 from knorm_core.methods.probe import attention_support
-from suites.core.test_methods_agree import assert_equal, questions
+from suites.core.questions import questions, text_for
+from suites.core.test_methods_agree import assert_equal
 from suites.families import FAMILIES, FULL, PROMISED, SLIDING, SLOW, random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
@@ -50,7 +51,7 @@ others = pytest.mark.parametrize("family", [name for name in PROMISED if name no
 @given(question=questions(longest=60))
 def test_one_pass_equals_stepwise(family, question):
     length, seed, arguments = question
-    model, ids = tiny_model(family), random_ids(length, seed)
+    model, ids = tiny_model(family), text_for(arguments, length, seed)
     if {0, 1, 2} - set(arguments["skip_layers"]) <= {i for i, k in enumerate(kinds(family)) if k == SLIDING}:
         arguments["skip_layers"] = ()
     one = evaluate(model, ids, **arguments)

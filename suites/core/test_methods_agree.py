@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from knorm_core import POLICIES, evaluate, evaluate_table
+from knorm_core import evaluate, evaluate_table
+from suites.core.questions import REPLAYED, questions, text_for
 from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
@@ -17,28 +17,6 @@ pytestmark = pytest.mark.fast
 # straddles such a step a single token parts by up to 4e-6.
 PER_TOKEN = dict.fromkeys(("gpt_neox", "gpt2", "opt"), 1e-10)
 RMSNORM_PER_TOKEN, RMSNORM_PPL = 1e-5, 1e-6
-
-
-@st.composite
-def questions(draw, longest=90):
-    """Arguments of `evaluate`, and the text's length."""
-    length = draw(st.integers(34, longest))
-    arguments = {
-        "positions": draw(st.sampled_from(["absolute", "cache"])),
-        "policy": draw(st.sampled_from(POLICIES)),
-        "skip_layers": draw(st.sampled_from([(), (0,), (1,), (0, 2)])),
-        "score_from": draw(st.sampled_from(["phase2", "start"])),
-        "seed": draw(st.integers(0, 9)),
-        "allow_no_eviction": True,
-    }
-    if draw(st.booleans()):
-        arguments |= {"when": "fixed_budget", "budget": draw(st.integers(2, length - 2))}
-        arguments["window"] = draw(st.integers(0, arguments["budget"] - 1))
-    else:
-        arguments |= {"when": draw(st.sampled_from(["every_step", "after_prefill"]))}
-        arguments["keep_ratio"] = draw(st.sampled_from([1.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.1, 0.03]))
-        arguments["prune_after"] = draw(st.integers(1, 80))
-    return length, draw(st.integers(0, 5)), arguments
 
 
 def assert_equal(family, one, other):
@@ -54,8 +32,19 @@ def assert_equal(family, one, other):
 @given(question=questions())
 def test_one_pass_equals_stepwise(family, question):
     length, seed, arguments = question
-    model, ids = tiny_model(family), random_ids(length, seed)
+    model, ids = tiny_model(family), text_for(arguments, length, seed)
     one = evaluate(model, ids, **arguments)
+    assert_equal(family, one, evaluate(model, ids, method="stepwise", **arguments))
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+@settings(max_examples=10)
+@given(question=questions(longest=60, policies=REPLAYED, positions=("absolute", "cache", "rerotated")))
+def test_policies_that_look_at_the_cache_are_played_forward_exactly(family, question):
+    length, seed, arguments = question
+    model, ids = tiny_model(family), text_for(arguments, length, seed)
+    one = evaluate(model, ids, **arguments)
+    assert one.method == "onepass"
     assert_equal(family, one, evaluate(model, ids, method="stepwise", **arguments))
 
 
@@ -84,7 +73,9 @@ def test_models_that_show_nothing_would_prove_nothing():
     for family in ("gpt_neox", "llama", "qwen3"):
         model, ids = tiny_model(family), random_ids(90, 3)
         base = evaluate(model, ids, keep_ratio=0.5, prune_after=40).nll
-        for other in ({"policy": "high_norm"}, {"positions": "cache"}, {"keep_ratio": 0.9}, {"skip_layers": (1,)}):
+        changes = {"positions": "cache", "keep_ratio": 0.9, "skip_layers": (1,), "sinks": 4, "recent": 8}
+        others = [{name: value} for name, value in changes.items()]
+        for other in others + [{"policy": policy} for policy in ("high_norm", *REPLAYED)]:
             changed = evaluate(model, ids, **({"keep_ratio": 0.5, "prune_after": 40} | other)).nll
             assert float((changed - base).abs().max()) > 1e-2, (family, other)
 

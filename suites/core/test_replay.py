@@ -18,38 +18,9 @@ from knorm_core.methods.replay import BLOCK, Logits, recomputed_attention, repla
 from knorm_core.policies import H2O, TOVA, KeyDiff, SnapKV
 from knorm_core.policy import Policy
 from knorm_core.selection import Protection
+from suites.core.own_policies import AllQueries, Decayed, ThreeQueries
 
 pytestmark = pytest.mark.fast
-
-
-class AllQueries(Policy):
-    """Attention of every query since the start, anew at each eviction."""
-
-    reads = "queries"
-    query_window = None
-
-    def score(self, seen):
-        return seen.query_attention.sum(dim=3).amax(dim=2)
-
-
-class ThreeQueries(AllQueries):
-    """The same of a window that nothing protects."""
-
-    query_window = 3
-
-
-class Decayed(Policy):
-    """A memory in which what was received fades with every token: the order of observations matters."""
-
-    reads = "attention"
-
-    def observe(self, state, seen):
-        for one in seen.received.amax(dim=2).unbind(dim=2):
-            state = 0.9 * state + one
-        return state
-
-    def score(self, seen):
-        return seen.state * seen.values.abs().sum(dim=-1) + 0.01 * seen.attention.amin(dim=2)
 
 
 def scores_one_by_one(policy, q, k, v, alive, received, fed):

@@ -10,7 +10,12 @@ import torch
 
 from knorm_core import kept_count
 from knorm_core.cache import take
+<<<<<<< HEAD
 from knorm_core.policies import key_scores, survivors
+=======
+from knorm_core.policies import LowNorm
+from knorm_core.policy import key_scores
+>>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
 
 
 def each_layer(
@@ -48,4 +53,5 @@ def keep(keys: Any, values: Any, index: Any) -> Any:
 
 
 def scores(keys: Any) -> Any:
-    return key_scores("low_norm", keys, torch.arange(keys.shape[2]))
+    """Of every key; the highest stay."""
+    return key_scores(LowNorm(), keys, torch.arange(keys.shape[2]))

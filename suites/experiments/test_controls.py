@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from knorm_core.experiments.controls import SEEDS, UNCOMPRESSED, Row, averaged, pooled, shown_change
+from knorm_core.experiments.controls import NEWEST_WITH_SINKS, SEEDS, UNCOMPRESSED, Row, averaged, pooled, shown_change
 from knorm_core.experiments.divergence import summary
 from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.results.interval import Interval
@@ -122,7 +122,8 @@ SINKS_WIN = {"embedded-articles": {0.9, 0.5, 0.1}, "embedded-narrative": set()}
 @both_texts
 def test_where_sinks_and_recent_tokens_beat_low_norm(text_set, evaluations, claims):
     rows = {
-        ratio: [evaluations(text_set, Row(policy, ratio)) for policy in ("sink_recent", "low_norm")] for ratio in RATIOS
+        ratio: [evaluations(text_set, Row(policy, ratio)) for policy in (NEWEST_WITH_SINKS, "low_norm")]
+        for ratio in RATIOS
     }
     assert {ratio for ratio in RATIOS if is_better(*rows[ratio])} == SINKS_WIN[text_set]
     assert all(perplexity_ratio(*rows[ratio]).value < 1 for ratio in RATIOS)
@@ -134,7 +135,7 @@ def test_sinks_and_recent_tokens_stay_nearer_to_the_uncompressed_model(text_set,
     # What perplexity cannot show on 255 tokens, divergence can: it compares every token's whole distribution.
     sinks, low = (
         summary([table[Row(policy, ratio)] for table in control_tables(text_set)])
-        for policy in ("sink_recent", "low_norm")
+        for policy in (NEWEST_WITH_SINKS, "low_norm")
     )
     assert sinks.mean < low.mean
     assert sinks.top1_agreement > low.top1_agreement
@@ -170,7 +171,7 @@ def against_the_paper(text_set, evaluations):
                 f"Contradicts the paper (no loss up to 50 % eviction): low norm at keep {ratio} changes perplexity by "
                 f"{change.change} (95 % interval {change.limits})."
             )
-        against = perplexity_ratio(low, evaluations(text_set, Row("sink_recent", ratio)))
+        against = perplexity_ratio(low, evaluations(text_set, Row(NEWEST_WITH_SINKS, ratio)))
         if against.low > 1:
             yield (
                 f"No norms needed: at keep {ratio}, four sinks and the most recent tokens beat low norm, whose "

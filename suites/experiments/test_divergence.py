@@ -150,7 +150,7 @@ def test_rows_that_share_phase_1_equal_rows_one_by_one(family):
         "skipped": {"keep_ratio": 0.5, "prune_after": 40, "skip_layers": (0,)},
         "skipped, cache": {"keep_ratio": 0.5, "prune_after": 40, "skip_layers": (0,), "positions": "cache"},
         "plain again": {"keep_ratio": 1, "prune_after": 40, "policy": "random", "positions": "cache"},
-        "budget": {"when": "fixed_budget", "budget": 40, "window": 3},
+        "budget": {"when": "fixed_budget", "budget": 40, "recent": 3},
         "once": {"keep_ratio": 0.5, "prune_after": 40, "when": "after_prefill"},
         "paper": {"keep_ratio": 0.5, "prune_after": 40, "score_from": "start"},
     }

@@ -15,10 +15,10 @@ from knorm_core.results.interval import Interval
 from suites.experiments.conftest import on_both_texts
 
 RATIOS = (0.9, 0.5, 0.1)
-NEW = [Row(policy, ratio, positions="rerotated") for policy in ("low_norm", "sink_recent") for ratio in RATIOS]
+NEW = [Row(policy, ratio, positions="rerotated") for policy in ("low_norm", "newest_4_sinks") for ratio in RATIOS]
 SHOWN = [
     *(Row("low_norm", ratio, positions=mode) for mode in ("absolute", "cache", "rerotated") for ratio in RATIOS),
-    *(Row("sink_recent", ratio, positions=mode) for mode in ("absolute", "rerotated") for ratio in RATIOS),
+    *(Row("newest_4_sinks", ratio, positions=mode) for mode in ("absolute", "rerotated") for ratio in RATIOS),
 ]
 
 both_texts = on_both_texts("controls")
@@ -56,7 +56,7 @@ def test_position_modes_match_the_baseline(text_set, position_tables, short_text
             }
             for row in rows
         ],
-        *(against_absolute(tables, policy, ratio) for policy in ("low_norm", "sink_recent") for ratio in RATIOS),
+        *(against_absolute(tables, policy, ratio) for policy in ("low_norm", "newest_4_sinks") for ratio in RATIOS),
     )
     check_rows(
         f"{text_set}/position-modes", rows, list(Row._fields), short_texts(text_set), prune_after=256, tokens=512
@@ -95,5 +95,5 @@ def test_rerotation_costs_where_evictions_are_frequent_and_gains_where_they_are_
 def test_without_gaps_but_one_rerotation_makes_no_difference(text_set, ratio, position_tables, claims):
     # Four sinks and a window: closing the one gap between them moves nothing beyond the interval.
     tables = position_tables(text_set)
-    rerotated, absolute = (tables[Row("sink_recent", ratio, mode)] for mode in ("rerotated", "absolute"))
+    rerotated, absolute = (tables[Row("newest_4_sinks", ratio, mode)] for mode in ("rerotated", "absolute"))
     assert not perplexity_ratio(rerotated, absolute).excludes_no_change

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knorm_core import POLICIES, UnsupportedModelError, evaluate, evaluate_rows, l2_compress
+from knorm_core import UnsupportedModelError, evaluate, evaluate_rows, l2_compress
 from knorm_core.methods.rotation import check_rotation, rotary_frequencies, rotate
+from suites.core.questions import questions, text_for
 from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
@@ -66,10 +67,10 @@ def test_at_ratio_one_nothing_changes(family, method):
 
 @pytest.mark.parametrize(("family", "method"), [("gpt_neox", "stepwise"), ("llama", "onepass"), ("qwen3", "onepass")])
 def test_moving_a_window_as_a_whole_changes_nothing(family, method):
-    # Attention sees differences of positions alone. The survivors of "recent" have no gaps, so here, and
+    # Attention sees differences of positions alone. The survivors of "newest" have no gaps, so here, and
     # only here, rotating them to the front is the same as true positions, up to float32 tables.
     model, ids = tiny_model(family), random_ids(70, 1)
-    arguments = {"keep_ratio": 0.5, "prune_after": 40, "policy": "recent", "method": method}
+    arguments = {"keep_ratio": 0.5, "prune_after": 40, "policy": "newest", "method": method}
     modes = {mode: evaluate(model, ids, positions=mode, **arguments).nll for mode in ("rerotated", "absolute", "cache")}
     torch.testing.assert_close(modes["rerotated"], modes["absolute"], atol=1e-3, rtol=0)
     assert float((modes["cache"] - modes["absolute"]).abs().max()) > 1e-1
@@ -78,35 +79,24 @@ def test_moving_a_window_as_a_whole_changes_nothing(family, method):
     assert float((apart[0] - apart[1]).abs().max()) > 1e-1
 
 
-@st.composite
-def questions(draw):
-    length = draw(st.integers(34, 60))
-    arguments = {
-        "policy": draw(st.sampled_from(POLICIES)),
-        "score_from": draw(st.sampled_from(["phase2", "start"])),
-        "allow_no_eviction": True,
-    }
-    if draw(st.booleans()):
-        arguments |= {"when": "fixed_budget", "budget": draw(st.integers(2, length - 2))}
-        arguments["window"] = draw(st.integers(0, arguments["budget"] - 1))
-    else:
-        arguments |= {"when": draw(st.sampled_from(["every_step", "after_prefill"]))}
-        arguments["keep_ratio"] = draw(st.sampled_from([1.0, 0.97, 0.9, 0.5, 0.1]))
-        arguments["prune_after"] = draw(st.integers(1, 80))
-    return length, draw(st.integers(0, 5)), arguments
-
-
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])
 @settings(max_examples=5)
-@given(question=questions())
+@given(question=questions(longest=60, positions=("rerotated",)))
 def test_one_pass_equals_stepwise(family, question):
     length, seed, arguments = question
+<<<<<<< HEAD
     model, ids = tiny_model(family), random_ids(length, seed)
     onepass, stepwise = (
         evaluate(model, ids, positions="rerotated", method=m, **arguments) for m in ("onepass", "stepwise")
     )
     assert float((onepass.nll - stepwise.nll).abs().max()) <= PER_TOKEN[family]
     assert onepass.evictions == stepwise.evictions
+=======
+    model, ids = tiny_model(family), text_for(arguments, length, seed)
+    one, other = (evaluate(model, ids, method=m, **arguments) for m in ("onepass", "stepwise"))
+    assert float((one.nll - other.nll).abs().max()) <= PER_TOKEN[family]
+    assert one.evictions == other.evictions
+>>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
 
 
 @torch.inference_mode()

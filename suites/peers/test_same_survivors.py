@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from knorm_core import kept_count
 from knorm_core.contract import CacheCase, kvpress_count
 from knorm_core.contract.tracing import origins
-from knorm_core.policies import key_norms, key_scores, survivors
+from knorm_core.norms import key_norms
+from knorm_core.policies import LowNormExact
+from knorm_core.policy import key_scores
+from knorm_core.selection import survivors
 from suites.peers.presses import needs_kvpress, on_keys, press
 
 pytestmark = [pytest.mark.peers, needs_kvpress, pytest.mark.xdist_group("perplexity")]
@@ -31,7 +34,7 @@ ratios = st.integers(1, 19).map(lambda twentieths: twentieths / 20)
 
 
 def ours(keys: torch.Tensor, kept: int) -> torch.Tensor:
-    return survivors(key_scores("low_norm_exact", keys, torch.arange(keys.shape[2])), kept)
+    return survivors(key_scores(LowNormExact(), keys, torch.arange(keys.shape[2])), kept)
 
 
 def theirs(pair: tuple[torch.Tensor, torch.Tensor], keep_ratio: float) -> torch.Tensor:

@@ -90,7 +90,7 @@ def test_the_sawtooth_counts_its_teeth():
 
 def test_controls_say_where_low_norm_wins():
     def rows(low, random, sinks):
-        found = [("low_norm", 0, low), ("random", "mean", random), ("random", 0, 1.0), ("sink_recent", 0, sinks)]
+        found = [("low_norm", 0, low), ("random", "mean", random), ("random", 0, 1.0), ("newest_4_sinks", 0, sinks)]
         return [
             {"policy": policy, "seed": seed, "keep_ratio": keep, "positions": "absolute", "ppl": ppl}
             for policy, seed, by_keep in found

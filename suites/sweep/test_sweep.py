@@ -333,14 +333,14 @@ def test_a_result_is_stored_to_the_last_bit_whatever_its_kind(kind, results, sto
 
 def test_a_sweep_is_every_combination_a_text_at_a_time(tiny_folder):
     cells = sweep_cells(
-        [tiny_folder], ["embedded-articles"], keep_ratios=[1.0, 0.5], policies=["low_norm", "recent"],
+        [tiny_folder], ["embedded-articles"], keep_ratios=[1.0, 0.5], policies=["low_norm", "newest"],
         max_eval_tokens=60, prune_after=40,
     )  # fmt: skip
     assert len(cells) == 4 * 4
     assert [cell.text for cell in cells[:5]] == ["embedded-articles: article-1"] * 4 + ["embedded-articles: article-2"]
     assert [tuple(cell.arguments.values()) for cell in cells[:4]] == [
         (1.0, "absolute", "low_norm", 40), (0.5, "absolute", "low_norm", 40),
-        (1.0, "absolute", "recent", 40), (0.5, "absolute", "recent", 40),
+        (1.0, "absolute", "newest", 40), (0.5, "absolute", "newest", 40),
     ]  # fmt: skip
 
 

@@ -1,0 +1,27 @@
+"""One pass equals a real cache, for every promised family and every policy: the long form of `test_methods_agree`."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knorm_core import evaluate
+from suites.core.questions import questions, text_for
+from suites.core.test_methods_agree import assert_equal
+from suites.families import PROMISED, tiny_model
+
+pytestmark = pytest.mark.full
+
+
+@pytest.mark.parametrize("family", PROMISED)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_policy_and_family_agrees_with_a_real_cache(family, data):
+    rotates = family not in ("gpt2", "opt", "gemma2", "gemma3")
+    positions = ("absolute", "cache", "rerotated") if rotates else ("absolute", "cache")
+    length, seed, arguments = data.draw(questions(longest=97, positions=positions, by_layer="gemma" not in family))
+    model, ids = tiny_model(family), text_for(arguments, length, seed)
+    one = evaluate(model, ids, **arguments)
+    assert one.method == "onepass"
+    assert_equal(family, one, evaluate(model, ids, method="stepwise", **arguments))
