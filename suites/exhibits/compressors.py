@@ -51,31 +51,14 @@ def squeezed(keys: Any, values: Any, kept: int) -> Any:
 @layer_exhibit("keeps_temporal_order", "kvpress issue 173; the paper's own script")
 def norm_order(keys: Any, values: Any, kept: int) -> Any:
     """Survivors come back sorted by norm: attention does not mind, whatever reads positions off the cache does."""
-<<<<<<< HEAD
-    return keep(keys, values, scores(keys).argsort(dim=-1, stable=True)[..., :kept])
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, scores(keys).argsort(dim=-1, descending=True, stable=True)[..., :kept])
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
+    return keep(keys, values, scores(keys).argsort(dim=-1, descending=True, stable=True)[..., :kept])
 
 
 @layer_exhibit("values_stay_with_their_keys", "two gathers, the second with the index of the first line")
 def wrong_value_index(keys: Any, values: Any, kept: int) -> Any:
     """Keys are put back into temporal order, values are still in the order of the sort."""
-<<<<<<< HEAD
-    index = scores(keys).argsort(dim=-1, stable=True)[..., :kept]
+    index = scores(keys).argsort(dim=-1, descending=True, stable=True)[..., :kept]
     return take(keys, index.sort(dim=-1).values), take(values, index)
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        index = scores(keys).argsort(dim=-1, descending=True, stable=True)[..., :kept]
-        return take(keys, index.sort(dim=-1).values), take(values, index)
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
 
 
 @layer_exhibit("values_stay_with_their_keys", "index_select takes one index for all heads; keys were gathered per head")
@@ -188,25 +171,11 @@ def layer_0_decides(past: Any, keep_ratio: float, prune_after: int, skip_layers:
 @layer_exhibit("evicted_memory_is_freed", "the paper's own script: sort, then slice")
 def slice_of_the_sorted(keys: Any, values: Any, kept: int) -> Any:
     """The result is a view of the whole sorted cache: no memory is saved."""
-<<<<<<< HEAD
     index = survivors(scores(keys), kept)
-    gone = scores(keys).scatter(-1, index, torch.iinfo(torch.int64).min).argsort(dim=-1, stable=True)[..., kept:]
+    kept_first = scores(keys).scatter(-1, index, torch.iinfo(torch.int64).max)
+    gone = kept_first.argsort(dim=-1, descending=True, stable=True)[..., kept:]
     all_keys, all_values = keep(keys, values, torch.cat([index, gone], dim=-1))
     return all_keys[:, :, :kept], all_values[:, :, :kept]
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        index = survivors(scores(keys), kept)
-        gone = (
-            scores(keys)
-            .scatter(-1, index, torch.iinfo(torch.int64).max)
-            .argsort(dim=-1, descending=True, stable=True)[..., kept:]
-        )
-        all_keys, all_values = keep(keys, values, torch.cat([index, gone], dim=-1))
-        return all_keys[:, :, :kept], all_values[:, :, :kept]
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
 
 
 @layer_exhibit("dtype_and_device_are_kept", "keys.float() for the norm, assigned to keys")

@@ -20,43 +20,19 @@ layer_exhibit = collector(EXHIBITS, wrap=as_compressor, sound=l2_compress, frame
 @layer_exhibit("low_precision_keys_are_scored_in_float32", "kvpress issue 276")
 def bfloat16_norms(keys: Any, values: Any, kept: int) -> Any:
     """Norms in the keys' own dtype: in bfloat16 most keys of a head tie, and position decides."""
-<<<<<<< HEAD
-    return keep(keys, values, survivors(round_norms(keys.norm(dim=-1)), kept))
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(-round_norms(keys.norm(dim=-1)), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
+    return keep(keys, values, survivors(-round_norms(keys.norm(dim=-1)), kept))
 
 
 @layer_exhibit("rounding_noise_decides_nothing", "tables that moved by 3e-3 when the rotary tables moved by one ulp")
 def noise_decides(keys: Any, values: Any, kept: int) -> Any:
     """Norms unrounded: the last bit of float32 rotary tables decides which occurrence of a token survives."""
-<<<<<<< HEAD
-    return keep(keys, values, survivors(key_norms(keys), kept))
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(-key_norms(keys), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
+    return keep(keys, values, survivors(-key_norms(keys), kept))
 
 
 @layer_exhibit("equal_norms_keep_the_earlier", "argsort() and topk() of torch promise nothing about equal elements")
 def unstable_ties(keys: Any, values: Any, kept: int) -> Any:
     """topk decides among equal norms: by algorithm, length and device."""
-<<<<<<< HEAD
-    return keep(keys, values, scores(keys).topk(kept, largest=False).indices.sort(dim=-1).values)
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, scores(keys).topk(kept).indices.sort(dim=-1).values)
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
+    return keep(keys, values, scores(keys).topk(kept).indices.sort(dim=-1).values)
 
 
 @layer_exhibit("lowest_norms_survive", "intuition says that large keys matter; the paper found the opposite")
@@ -68,17 +44,8 @@ def highest_norm(keys: Any, values: Any, kept: int) -> Any:
 @layer_exhibit("lowest_norms_survive", "one index for all heads makes the gather simpler")
 def mean_over_heads(keys: Any, values: Any, kept: int) -> Any:
     """All heads keep the tokens whose norm, averaged over heads, is lowest."""
-<<<<<<< HEAD
     mean = key_norms(keys).mean(dim=1, keepdim=True).expand(keys.shape[:3])
-    return keep(keys, values, survivors(mean, kept))
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        mean = key_norms(keys).mean(dim=1, keepdim=True).expand(keys.shape[:3])
-        return keep(keys, values, survivors(-mean, kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
+    return keep(keys, values, survivors(-mean, kept))
 
 
 @layer_exhibit("heads_choose_for_themselves", "index[:, :1] broadcast over heads")
@@ -91,29 +58,13 @@ def one_heads_choice(keys: Any, values: Any, kept: int) -> Any:
 @layer_exhibit("scale_changes_nothing", "float16 ends at 65,504, the square of 256")
 def float16_squares(keys: Any, values: Any, kept: int) -> Any:
     """Squares are taken in the keys' dtype: in float16, keys beyond a norm of 256 are all infinite."""
-<<<<<<< HEAD
-    return keep(keys, values, survivors(round_norms((keys * keys).float().sum(dim=-1).sqrt()), kept))
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(-round_norms((keys * keys).float().sum(dim=-1).sqrt()), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
+    return keep(keys, values, survivors(-round_norms((keys * keys).float().sum(dim=-1).sqrt()), kept))
 
 
 @layer_exhibit("rotation_changes_nothing", "norm(p=1), or a mean of absolute values: 'the' norm")
 def l1_norm(keys: Any, values: Any, kept: int) -> Any:
     """The L1 norm, which depends on the angle that RoPE has turned a key by."""
-<<<<<<< HEAD
-    return keep(keys, values, survivors(keys.double().abs().sum(dim=-1), kept))
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        return keep(keys, values, survivors(-keys.double().abs().sum(dim=-1), kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
+    return keep(keys, values, survivors(-keys.double().abs().sum(dim=-1), kept))
 
 
 @layer_exhibit("rotation_changes_nothing", "Pythia rotates a quarter of each head, and code slices accordingly")
@@ -125,19 +76,9 @@ def half_the_head(keys: Any, values: Any, kept: int) -> Any:
 @layer_exhibit("position_decides_nothing", "StreamingLLM's sinks, added because it helps, and not mentioned")
 def protects_sinks(keys: Any, values: Any, kept: int) -> Any:
     """The first token always survives: another method under the same name."""
-<<<<<<< HEAD
     protected = scores(keys)
-    protected[..., 0] = -1
+    protected[..., 0] = 1
     return keep(keys, values, survivors(protected, kept))
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        protected = scores(keys)
-        protected[..., 0] = 1
-        return keep(keys, values, survivors(protected, kept))
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
 
 
 @layer_exhibit("values_decide_nothing", "CriticalKV and others weigh by the norm of values")
@@ -151,19 +92,9 @@ def value_norms(keys: Any, values: Any, kept: int) -> Any:
 )
 def strided(keys: Any, values: Any, kept: int) -> Any:
     """Survivors are taken at even steps through the sorted keys: another set at every ratio."""
-<<<<<<< HEAD
-    order = scores(keys).argsort(dim=-1, stable=True)
+    order = scores(keys).argsort(dim=-1, descending=True, stable=True)
     steps = torch.linspace(0, keys.shape[2] - 1, kept).long()
     return keep(keys, values, order[..., steps].sort(dim=-1).values)
-=======
-
-    def compress(keys: Any, values: Any, kept: int) -> Any:
-        order = scores(keys).argsort(dim=-1, descending=True, stable=True)
-        steps = torch.linspace(0, keys.shape[2] - 1, kept).long()
-        return keep(keys, values, order[..., steps].sort(dim=-1).values)
-
-    return each_layer(past, keep_ratio, prune_after, skip_layers, compress)
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
 
 
 @layer_exhibit("nan_is_refused", "sort() puts NaN last, so an overflowing model still gets a table")

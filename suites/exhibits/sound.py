@@ -10,12 +10,9 @@ import torch
 
 from knorm_core import kept_count
 from knorm_core.cache import take
-<<<<<<< HEAD
-from knorm_core.policies import key_scores, survivors
-=======
 from knorm_core.policies import LowNorm
 from knorm_core.policy import key_scores
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
+from knorm_core.selection import survivors
 
 
 def each_layer(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from knorm_core import evaluate, eviction_schedule, perplexity
 from knorm_core.counts import cache_lengths
-from knorm_core.experiments.controls import UNCOMPRESSED, Row, policy_arguments, shown_change
+from knorm_core.experiments.controls import NEWEST_WITH_SINKS, UNCOMPRESSED, Row, policy_arguments, shown_change
 from knorm_core.experiments.equal_memory import (
     cycle_mean,
     mean_cache_over_last,
@@ -80,10 +80,10 @@ NEW_ROWS = {
     ("low_norm", f"budget {BUDGET}, recent 32"): {"when": "fixed_budget", "budget": BUDGET, "recent": 32},
     ("low_norm", f"budget {PEAK}"): {"when": "fixed_budget", "budget": PEAK},
     **{
-        ("newest_4_sinks", f"keep {r}, prune_after {p}"): {"keep_ratio": r, "prune_after": p}
+        (NEWEST_WITH_SINKS, f"keep {r}, prune_after {p}"): {"keep_ratio": r, "prune_after": p}
         for r, p in EQUAL_MEAN.items()
     },
-    ("newest_4_sinks", f"budget {BUDGET}"): {"when": "fixed_budget", "budget": BUDGET},
+    (NEWEST_WITH_SINKS, f"budget {BUDGET}"): {"when": "fixed_budget", "budget": BUDGET},
 }
 
 
@@ -106,13 +106,8 @@ def memory_tables(rows_of, short_texts, control_tables):
     def tables(text_set):
         rows = {key: row | policy_arguments(key[0]) for key, row in NEW_ROWS.items()}
         new = [rows_of(f"{text_set}: {text.title}", text.input_ids, rows) for text in short_texts(text_set)]
-<<<<<<< HEAD
         evaluations_of = {key: [table[key] for table in new] for key in rows}
-        for policy in ("low_norm", "sink_recent"):
-=======
-        found = {key: [table[key] for table in new] for key in rows}
-        for policy in ("low_norm", "newest_4_sinks"):
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
+        for policy in ("low_norm", NEWEST_WITH_SINKS):
             for ratio in (0.9, 0.5, 0.1):
                 evaluations_of[policy, f"keep {ratio}, prune_after {PEAK}"] = [
                     table[Row(policy, ratio)].evaluation for table in control_tables(text_set)
@@ -170,17 +165,12 @@ def test_rows_at_equal_memory_match_the_baseline(
 @both_texts
 def test_means_and_peaks_are_equal_where_they_are_said_to_be(text_set, memory_tables):
     tables = memory_tables(text_set)
-<<<<<<< HEAD
-    for policy in ("low_norm", "sink_recent"):
+    for policy in ("low_norm", NEWEST_WITH_SINKS):
         means = {
             how: mean_cache_over_last(evaluations[0], SCORED)
             for (name, how), evaluations in tables.items()
             if name == policy
         }
-=======
-    for policy in ("low_norm", "newest_4_sinks"):
-        means = {how: mean_cache_over_last(found[0], SCORED) for (name, how), found in tables.items() if name == policy}
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
         for ratio, prune_after in EQUAL_MEAN.items():
             assert means[f"keep {ratio}, prune_after {prune_after}"] == pytest.approx(MEAN, rel=0.01)
         assert means[f"budget {BUDGET}"] == pytest.approx(MEAN, rel=0.01)
@@ -203,12 +193,7 @@ def test_at_equal_mean_the_gentle_ratio_loses(text_set, memory_tables, claims):
 @both_texts
 def test_at_equal_memory_a_budget_by_norm_alone_is_worst(text_set, memory_tables, claims):
     tables = memory_tables(text_set)
-<<<<<<< HEAD
     budget, often = tables["low_norm", f"budget {BUDGET}"], tables["low_norm", "keep 0.9, prune_after 137"]
-=======
-    budget, protected = tables["low_norm", f"budget {BUDGET}"], tables["low_norm", f"budget {BUDGET}, recent 32"]
-    often = tables["low_norm", "keep 0.9, prune_after 137"]
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
     assert perplexity_ratio(budget, often).low > 1
     # More memory at every moment, and worse: a cache that is always full evicts at every token.
     full, breathing = tables["low_norm", f"budget {PEAK}"], tables["low_norm", f"keep 0.5, prune_after {PEAK}"]
@@ -219,7 +204,7 @@ def test_at_equal_memory_a_budget_by_norm_alone_is_worst(text_set, memory_tables
 def test_a_window_of_recent_tokens_mends_the_budget(text_set, memory_tables, claims):
     tables = memory_tables(text_set)
     protected, often = (
-        tables["low_norm", f"budget {BUDGET}, window 32"],
+        tables["low_norm", f"budget {BUDGET}, recent 32"],
         tables["low_norm", "keep 0.9, prune_after 137"],
     )
     assert perplexity_ratio(protected, often).high < 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from knorm_core import UnsupportedModelError, evaluate, evaluate_rows, l2_compress
 from knorm_core.methods.rotation import check_rotation, rotary_frequencies, rotate
-from suites.core.questions import questions, text_for
+from suites.core.questions import questions
 from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
@@ -84,19 +84,10 @@ def test_moving_a_window_as_a_whole_changes_nothing(family, method):
 @given(question=questions(longest=60, positions=("rerotated",)))
 def test_one_pass_equals_stepwise(family, question):
     length, seed, arguments = question
-<<<<<<< HEAD
     model, ids = tiny_model(family), random_ids(length, seed)
-    onepass, stepwise = (
-        evaluate(model, ids, positions="rerotated", method=m, **arguments) for m in ("onepass", "stepwise")
-    )
+    onepass, stepwise = (evaluate(model, ids, method=m, **arguments) for m in ("onepass", "stepwise"))
     assert float((onepass.nll - stepwise.nll).abs().max()) <= PER_TOKEN[family]
     assert onepass.evictions == stepwise.evictions
-=======
-    model, ids = tiny_model(family), text_for(arguments, length, seed)
-    one, other = (evaluate(model, ids, method=m, **arguments) for m in ("onepass", "stepwise"))
-    assert float((one.nll - other.nll).abs().max()) <= PER_TOKEN[family]
-    assert one.evictions == other.evictions
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
 
 
 @torch.inference_mode()

@@ -71,13 +71,8 @@ def test_what_one_pass_cannot_serve_falls_back_there_too(family):
 @pytest.mark.parametrize("policy", ["low_norm", "high_norm", "random", "newest", "h2o", "tova", "snapkv", "keydiff"])
 def test_every_policy_and_schedule_evicts_the_same_keys_there(policy):
     model, ids = on_device("gpt_neox"), random_ids(90)
-<<<<<<< HEAD
-    for arguments in (HALF, {"when": "fixed_budget", "budget": 40, "window": 5}, HALF | {"positions": "rerotated"}):
-        there, here = (evaluate(either, ids, policy=policy, **arguments) for either in (model, tiny_model("gpt_neox")))
-=======
     for arguments in (HALF, {"when": "fixed_budget", "budget": 40, "recent": 5}, HALF | {"positions": "rerotated"}):
-        there, here = (evaluate(one, ids, policy=policy, **arguments) for one in (model, tiny_model("gpt_neox")))
->>>>>>> c668f93 (Tests of every policy against a real cache; rows of the tables carry the new names)
+        there, here = (evaluate(either, ids, policy=policy, **arguments) for either in (model, tiny_model("gpt_neox")))
         torch.testing.assert_close(there.nll, here.nll, rtol=0, atol=1e-5)
 
 
