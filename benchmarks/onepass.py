@@ -1,5 +1,8 @@
 """How fast the one-pass evaluation is: against a plain forward, against stepwise, a whole table, and memory.
 
+Policies whose score is fixed at a key's birth, and policies that look at the cache, the queries or the attention,
+whose evictions are played forward; of the latter also that the time of phase 2 grows as the text does.
+
     python benchmarks/onepass.py [--lengths 1024,2048,4096,8192] [--rounds 7] [--variants 'keep 0.5,keep 0.99']
 
 Everything is timed in one process, warm, in float32 with one thread, as CPU time: each variant runs right
@@ -30,6 +33,7 @@ from knorm_core.latency.environment import cpu_name
 
 PRUNE_AFTER = 256
 RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1)
+REPLAYED = ("h2o", "tova", "snapkv", "keydiff")
 
 
 def main() -> None:
@@ -74,6 +78,11 @@ def pairs(
     variants: dict[str, Callable[[], object]] = {
         **{f"keep {r}": lambda r=r: evaluate(model, ids, keep_ratio=r) for r in (0.99, 0.9, 0.5, 0.1)},
         "budget 256": lambda: evaluate(model, ids, when="fixed_budget", budget=PRUNE_AFTER),
+        **{f"{p} keep 0.5": lambda p=p: evaluate(model, ids, policy=p, keep_ratio=0.5) for p in REPLAYED},
+        **{
+            f"{p} budget 256": lambda p=p: evaluate(model, ids, policy=p, when="fixed_budget", budget=PRUNE_AFTER)
+            for p in REPLAYED
+        },
     }
     for name, variant in variants.items():
         if only and name not in only.split(","):

@@ -19,6 +19,9 @@ from knorm_core.inputs.texts import TextNotFoundError as TextNotFoundError
 from knorm_core.inputs.texts import load_texts as load_texts
 from knorm_core.latency import measure_latency as measure_latency
 from knorm_core.policies import POLICIES as POLICIES
+from knorm_core.policy import Policy as Policy
+from knorm_core.policy import PolicyError as PolicyError
+from knorm_core.policy import Seen as Seen
 from knorm_core.setting import Arguments as Arguments
 from knorm_core.setting import NoEvictionError as NoEvictionError
 from knorm_core.setting import SlowFallbackWarning as SlowFallbackWarning

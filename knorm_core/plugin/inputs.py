@@ -25,6 +25,7 @@ from knorm_core.inputs.models import (
 from knorm_core.inputs.texts import BOS, TEXT_SETS, Text, load_texts, text_names
 from knorm_core.inputs.tokenizers import begins_with_bos
 from knorm_core.plugin.options import KEEP_RATIOS
+from knorm_core.policy_names import find_policy, policy_identity
 
 TEST_DEVICE = os.environ.get("KNORM_TEST_DEVICE", "cuda")
 
@@ -104,7 +105,8 @@ def pytest_configure(config: pytest.Config) -> None:
             text_names(part)
         check_model_name(config.getoption("knorm_model"))
         check_device(config.getoption("knorm_device"))
-    except ValueError as error:
+        find_policy(config.getoption("knorm_policy"))
+    except (TypeError, ValueError) as error:
         sentence = str(error)
     else:
         return
@@ -155,9 +157,15 @@ def made_from(loaded: LoadedModel, texts: list[Text], **settings: Any) -> dict[s
     }
 
 
+def policy_settings(option: Callable[[str], Any]) -> dict[str, Any]:
+    """What a baseline's settings say of --knorm-policy: nothing where it is the method itself."""
+    name = option("knorm_policy")
+    return {} if name == "low_norm" else {"policy": policy_identity(find_policy(name)) or name}
+
+
 def settings_suffix(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """Suffix of a baseline's name: empty for the defaults, else a short hash, so that each has its own file."""
-    changed = {name: value for name, value in settings.items() if value != defaults[name]}
+    changed = {name: value for name, value in settings.items() if value != defaults.get(name)}
     return f"-{hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:8]}" if changed else ""
 
 
@@ -176,4 +184,4 @@ def _parametrised(metafunc: pytest.Metafunc, name: str) -> bool:
 
 
 DEFAULT_SETTINGS = {"keep_ratios": KEEP_RATIOS, "prune_after": 256, "max_eval_tokens": None}
-__all__ = ["DEFAULT_SETTINGS", "TEXT_SETS", "LoadedModel", "made_from", "settings_suffix"]
+__all__ = ["DEFAULT_SETTINGS", "TEXT_SETS", "LoadedModel", "made_from", "policy_settings", "settings_suffix"]

@@ -45,6 +45,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="keep ratios, each in (0, 1]; 1.0 is always among them (default: 1.0,0.9,0.7,0.5,0.3,0.1)",
     )
     group.addoption(
+        "--knorm-policy",
+        default="low_norm",
+        metavar="NAME|PACKAGE.MODULE:NAME",
+        help="eviction policy of the reproduction's tables: one of knorm_core.POLICIES, or a subclass or instance of "
+        "knorm_core.Policy by import (default: %(default)s)",
+    )
+    group.addoption(
         "--knorm-prune-after",
         type=_positive,
         default=256,

@@ -11,7 +11,7 @@ import itertools
 import math
 import numbers
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -25,10 +25,12 @@ from knorm_core.evaluator import Evaluator
 from knorm_core.inputs.models import ModelNotFoundError, load_model, model_folder, model_identity
 from knorm_core.inputs.texts import load_texts
 from knorm_core.inputs.tokenizers import load_tokenizer
+from knorm_core.policy import Policy
+from knorm_core.policy_names import find_policy, policy_identity, policy_label
 from knorm_core.setting import Arguments
 
 # The folders whose sources decide numbers: the core, how it is computed, what goes in, and the experiments.
-_DECIDES = (".", "methods", "inputs", "experiments")
+_DECIDES = (".", "policies", "methods", "inputs", "experiments")
 
 
 def code_files() -> list[Path]:
@@ -81,8 +83,18 @@ class Cell:
             object.__setattr__(self, "arguments", {**self.arguments, "skip_layers": layers})
 
     def __str__(self) -> str:
-        arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+        arguments = ", ".join(f"{name}={_shown(value)}" for name, value in self.arguments.items())
         return f"{self.model} on {self.text} ({arguments}, {self.dtype} on {self.device})"
+
+    @property
+    def policy_identity(self) -> str | None:
+        """What the store knows the policy by; None where it has no identity, so that nothing is stored."""
+        given = {name: self.arguments.get(name, _DEFAULTS[name]) for name in ("policy", "seed")}
+        try:
+            policy = find_policy(**given)
+        except (TypeError, ValueError):
+            return str(given["policy"])  # evaluate is to refuse it
+        return policy_identity(policy)
 
     def inputs(self, environment: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides this cell's numbers, every argument among it whether given or not; see `inputs_of`."""
@@ -92,7 +104,10 @@ class Cell:
             tokenizer=self.tokenizer,
             config=self.config,
             input_ids=self.input_ids,
-            settings={name: _plain(name, self.arguments.get(name, default)) for name, default in _DEFAULTS.items()},
+            settings={
+                **{name: _plain(name, self.arguments.get(name, default)) for name, default in _DEFAULTS.items()},
+                "policy": self.policy_identity,
+            },
             dtype=self.dtype,
             environment=environment,
         )
@@ -135,12 +150,18 @@ def _plain(name: str, value: Any) -> Any:
     """An argument of `evaluate` in the one form, of those that mean the same to it, that is looked up."""
     if name == "skip_layers" and all(map(_is_integer, value)):
         return sorted({int(layer) for layer in value})
+    if name in ("keep_ratio", "budget") and isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(name, one) for one in value]
     if _is_integer(value) and name != "keep_ratio":
         return int(value)
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
         exact = Fraction(str(value))  # it counts as the decimal that it is written as
         return float(exact) if Fraction(str(float(exact))) == exact else str(exact)
     return value  # as it is, where evaluate refuses it
+
+
+def _shown(value: Any) -> Any:
+    return policy_label(value) if isinstance(value, Policy) else value
 
 
 def _is_integer(value: Any) -> bool:
@@ -252,7 +273,7 @@ def sweep_cells(
     *,
     keep_ratios: Iterable[float],
     positions: Iterable[str] = ("absolute",),
-    policies: Iterable[str] = ("low_norm",),
+    policies: Iterable[str | Policy] = ("low_norm",),
     dtypes: Iterable[str] = ("float64",),
     device: str = "cpu",
     max_eval_tokens: int | None = None,

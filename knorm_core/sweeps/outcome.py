@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from knorm_core.evaluation import Evaluation
+from knorm_core.policy_names import policy_label
 from knorm_core.sweeps.cells import Cell
 from knorm_core.sweeps.codec import EVALUATION
-from knorm_core.sweeps.store import Store
+from knorm_core.sweeps.store import Store, StoreWarning
 
 
 class CellFailedError(RuntimeError):
@@ -41,7 +44,7 @@ class Outcome:
 
 def look_up(cell: Cell, store: Store | None, environments: Iterable[Mapping[str, Any]]) -> Outcome | None:
     """The outcome that is stored for a cell, computed in any of some environments."""
-    if store is None:
+    if store is None or cell.policy_identity is None:
         return None
     found = store.get(str(cell), *map(cell.inputs, environments), decode=EVALUATION.of_bytes)
     return None if found is None else Outcome(cell, found.value, stored=found.computed)
@@ -49,6 +52,18 @@ def look_up(cell: Cell, store: Store | None, environments: Iterable[Mapping[str,
 
 def keep(cell: Cell, store: Store | None, around: Mapping[str, Any], evaluation: Evaluation) -> Outcome:
     """Store what was computed in the environment ``around``."""
-    if store is not None:
+    if store is not None and cell.policy_identity is None:
+        _say_that_nothing_is_stored(policy_label(cell.arguments["policy"]))
+    elif store is not None:
         store.put(str(cell), cell.inputs(around), *EVALUATION.to_bytes(evaluation))
     return Outcome(cell, evaluation)
+
+
+@functools.cache  # once for each policy
+def _say_that_nothing_is_stored(policy: str) -> None:
+    warnings.warn(
+        f"results of policy {policy} are not stored: it has no identity to find them again by; define it in a module "
+        f"that can be imported, with parameters that JSON can hold",
+        StoreWarning,
+        stacklevel=2,
+    )

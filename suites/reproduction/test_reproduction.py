@@ -13,7 +13,8 @@ from knorm_core import Evaluation
 from knorm_core.experiments.controls import pooled, shown_change
 from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.inputs.texts import TEXT_SETS, text_names
-from knorm_core.plugin.inputs import DEFAULT_SETTINGS, made_from, settings_suffix
+from knorm_core.plugin.inputs import DEFAULT_SETTINGS, made_from, policy_settings, settings_suffix
+from knorm_core.policy_names import find_policy, policy_label
 from knorm_core.results.interval import Interval
 from knorm_core.sweeps.cells import Cell
 from suites.reproduction.reported import reported
@@ -59,7 +60,12 @@ def table_of(request, language_model, texts_of, cell_of, run_all):
             (mode, ratio): cell_of(
                 f"{text_set} {index + 1}",
                 ids,
-                {"keep_ratio": ratio, "positions": mode, "prune_after": option("knorm_prune_after")},
+                {
+                    "keep_ratio": ratio,
+                    "positions": mode,
+                    "prune_after": option("knorm_prune_after"),
+                    "policy": option("knorm_policy"),
+                },
             )
             for mode, ratio in product(option("knorm_positions"), option("knorm_keep_ratios"))
         }
@@ -127,11 +133,11 @@ def test_table_matches_baseline(
     option = request.config.getoption
     evaluations = pooled_evaluations(text_set, position_mode, table_of, language_model, texts_of, option)
     rows = [table_row(ratio, of_ratio, evaluations[1.0]) for ratio, of_ratio in evaluations.items()]
-    settings = {name: option(f"knorm_{name}") for name in DEFAULT_SETTINGS}
+    settings = {name: option(f"knorm_{name}") for name in DEFAULT_SETTINGS} | policy_settings(option)
     name = f"{language_model.slug}/{text_set}/ppl-{position_mode}{settings_suffix(settings, DEFAULT_SETTINGS)}"
     show_table(
         f"{text_set} ({len(evaluations[1.0])} texts), {position_mode} positions, "
-        f"{language_model.slug} in {option('knorm_dtype')}",
+        f"{policy_label(find_policy(option('knorm_policy')))}, {language_model.slug} in {option('knorm_dtype')}",
         [shown(row) for row in rows],
         "Interval: paired, blockwise bootstrap of the ratio to keep 1.0. Evictions and tokens: all texts together.",
         *reported(language_model.name, text_set, settings),
@@ -154,6 +160,7 @@ def test_perplexity_rises_and_falls_where_it_is_known_to(
 ):
     option = request.config.getoption
     default = all(option(f"knorm_{name}") == value for name, value in DEFAULT_SETTINGS.items())
+    default = default and not policy_settings(option)
     if language_model.name != "smollm2-135m" or not default or (text_set, position_mode) not in STEPS:
         pytest.skip("where perplexity rises is stated for the embedded model, default settings and known texts")
     rows = pooled_evaluations(text_set, position_mode, table_of, language_model, texts_of, option)

@@ -24,11 +24,12 @@ from knorm_core.experiments.divergence import divergence
 from knorm_core.experiments.norm_attention import HeadObservation
 from knorm_core.experiments.precision import evaluate_choices
 from knorm_core.inputs.models import ModelNotFoundError, load_model, model_identity
+from knorm_core.policies import TOVA
 from knorm_core.sweeps.cells import Bench, code_files, environment, sweep_cells
 from knorm_core.sweeps.codec import EVALUATION, each, remember
 from knorm_core.sweeps.outcome import CellFailedError
 from knorm_core.sweeps.run import run_cells, shown
-from knorm_core.sweeps.store import Store, canonical
+from knorm_core.sweeps.store import Store, StoreWarning, canonical
 from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
@@ -104,7 +105,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(cells_of, tiny, store, pa
     for _, outcome in zip(range(4), run_cells(cells_of(ROWS, texts=2), store=store, model=tiny), strict=False):
         assert outcome.stored is None
     outcomes, paid = passes(lambda: list(run_cells(cells_of(ROWS, texts=2), store=store, model=tiny)))
-    assert [outcome.stored is not None for outcome in outcomes] == [True] * 4 + [False] * 8
+    assert [bool(outcome.stored) for outcome in outcomes] == [False, False, False, True]
     assert paid == (1 + 2) + (1 + 5)
 
 
@@ -148,16 +149,19 @@ def test_every_input_changes_the_key(cells_of):
         *(
             dataclasses.replace(cell, arguments={**cell.arguments, **changed})
             for changed in (
-                {"keep_ratio": 0.25}, {"prune_after": 99}, {"positions": "cache"}, {"policy": "random"}, {"seed": 1},
+                {"keep_ratio": 0.25}, {"prune_after": 99}, {"positions": "cache"},
+                {"policy": "random"}, {"policy": "random", "seed": 1},
                 {"skip_layers": (1,)}, {"when": "after_prefill"}, {"adjust": False}, {"score_from": "start"},
-                {"method": "stepwise"}, {"budget": 9}, {"window": 2},
+                {"method": "stepwise"}, {"budget": 9}, {"recent": 2}, {"sinks": 2},
+                {"first_eviction_after": 1}, {"policy": TOVA()},
+                {"policy": "suites.core.own_policies:TOVA"}, {"keep_ratio": [0.5, 0.25]},
             )
         ),
     ]  # fmt: skip
     texts = [canonical(other.inputs(around)) for other in others]
     texts += [canonical(cell.inputs({**around, name: "other"})) for name in around]
     assert set(around) == {"knorm_core", "torch", "transformers", "device", "threads", "switches"}
-    assert len(set(texts)) == len(texts) == 16 + 8
+    assert len(set(texts)) == len(texts) == 21 + 8
 
 
 def test_names_and_defaults_do_not_change_the_key(cells_of):
@@ -166,6 +170,19 @@ def test_names_and_defaults_do_not_change_the_key(cells_of):
         cell, model="elsewhere", text="renamed", arguments={"policy": "low_norm", "skip_layers": (), "keep_ratio": 0.5}
     )
     assert canonical(moved.inputs({})) == canonical(cell.inputs({}))
+
+
+def test_a_policy_without_identity_is_evaluated_and_never_stored_and_that_is_said(cells_of, store, tiny):
+    class Closure(TOVA):
+        """Made in a function, so nobody else can import it."""
+
+    rows = [{"keep_ratio": 0.5, "prune_after": 40, "policy": policy} for policy in (Closure(), TOVA())]
+    with pytest.warns(StoreWarning, match="results of policy Closure are not stored: it has no identity") as said:
+        outcomes = list(run_cells(cells_of(rows), store=store, model=tiny))
+        outcomes += run_cells(cells_of(rows), store=store, model=tiny)
+    assert len(said) == 1
+    assert [outcome.stored is not None for outcome in outcomes] == [False, False, False, True]
+    assert len({tuple(outcome.result().nll.tolist()) for outcome in outcomes}) == 1
 
 
 @contextlib.contextmanager
@@ -219,7 +236,7 @@ def test_every_source_that_a_result_may_depend_on_is_part_of_the_code_version():
         if path not in reached:
             reached.add(path)
             waiting += imported_by(path)
-    assert {"evaluator.py", "onepass.py", "stepwise.py", "policies.py", "models.py"} <= {path.name for path in reached}
+    assert {"evaluator.py", "onepass.py", "stepwise.py", "tova.py", "models.py"} <= {path.name for path in reached}
     # A sweep is the way to a result and an interval a form for it: neither decides a number that is stored.
     assert {path.parent.name for path in reached - set(code_files())} == {"sweeps", "results"}
 
