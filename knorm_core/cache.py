@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -66,6 +67,46 @@ def with_layers(past_key_values: AnyCache, pairs: list[Pair]) -> AnyCache:
     for layer, (keys, values) in zip(cache.layers, pairs, strict=True):
         layer.keys, layer.values = keys, values
     return cache
+
+
+def apply_compressor(compressor: Any, cache: DynamicCache, **arguments: Any) -> DynamicCache:
+    """The cache that a compressor leaves of ``cache``, whichever shape it has.
+
+    Args:
+        compressor: takes a `DynamicCache` or a list of (key, value) pairs, and returns one, or None where it
+            changes the one that it is given. What it is given is both: a cache that goes through as pairs.
+        cache: of one text; what it holds is left as it is unless the compressor changes tensors themselves.
+        arguments: of the compressor.
+
+    Raises:
+        TypeError: it returned neither.
+    """
+    given = copy.copy(cache)
+    given.layers = [copy.copy(layer) for layer in cache.layers]
+    kind: Any = type(cache)
+    given.__class__ = _paired_cache(kind)
+    returned = compressor(given, **arguments)
+    return with_layers(cache, list(read_layers(given if returned is None else returned)))
+
+
+@functools.cache
+def _paired_cache(kind: Hashable) -> Any:
+    """A cache that goes through as (key, value) pairs, as lists of them and older transformers do."""
+
+    class PairedCache(kind):  # type: ignore[misc,valid-type]
+        def __iter__(self) -> Iterator[Pair]:
+            return iter([(layer.keys, layer.values) for layer in self.layers])
+
+        def __len__(self) -> int:
+            return len(self.layers)
+
+        def __getitem__(self, layer: int) -> Pair:
+            return self.layers[layer].keys, self.layers[layer].values
+
+        def __setitem__(self, layer: int, pair: Pair) -> None:
+            self.layers[layer].keys, self.layers[layer].values = pair
+
+    return PairedCache
 
 
 def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:

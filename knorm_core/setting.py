@@ -59,8 +59,9 @@ class Arguments:
             `knorm_core.Policy`, or "package.module:Name" of one.
         sinks: first tokens of the text that no eviction takes, with any policy.
         recent: latest tokens that no eviction takes. Both count towards what an eviction keeps.
-        compressor: a callable with the signature of `l2_compress`, in place of a policy; it implies
-            ``method="stepwise"``.
+        compressor: a callable with the arguments of `l2_compress`, in place of a policy; it implies
+            ``method="stepwise"``. It takes a `DynamicCache` or a list of (key, value) pairs, and returns
+            one, or None where it changes the one it is given.
         skip_layers: layers to leave uncompressed.
         when: "every_step"; "after_prefill", once before the first token of phase 2, as kvpress does;
             "fixed_budget", one key before each token, so that the cache never exceeds ``budget``.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from knorm_core.cache import cache_argument, with_layers
+from knorm_core.cache import apply_compressor, cache_argument, with_layers
 from knorm_core.compressor import l2_compress
 from knorm_core.counts import Eviction, cache_lengths, kept_count
 from knorm_core.methods.language_model import sliding_windows, text_config
@@ -227,8 +227,10 @@ def _compression(job: Job, keep_ratio: float) -> Callable[[DynamicCache], Dynami
         return lambda cache: cache
     arguments: Mapping[str, Any] = {"keep_ratio": keep_ratio, "prune_after": job.prune_after}
     sliding = job.sliding
+    if not sliding and job.compressor is l2_compress:
+        return lambda cache: l2_compress(cache, **arguments)
     if not sliding:
-        return lambda cache: job.compressor(cache, **arguments)
+        return lambda cache: apply_compressor(job.compressor, cache, **arguments)
 
     def compress(cache: DynamicCache) -> DynamicCache:
         pairs = [(layer.keys, layer.values) for layer in cache.layers]

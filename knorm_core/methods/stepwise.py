@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from knorm_core.cache import Pair, cache_argument, read_layers, take, with_layers
+from knorm_core.cache import Pair, apply_compressor, cache_argument, take, with_layers
 from knorm_core.counts import Eviction
 from knorm_core.methods.forward import copy_sharing_weights, private_copy, token_nll
 from knorm_core.methods.probe import WATCHED, check_equal_lengths
@@ -175,16 +175,9 @@ def _longer(before: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
 
 
 def _with_callable(setting: Setting) -> Callable[[Any, int], Any]:
-    compressor, [ratio] = setting.compressor, set(setting.keep_ratio or ())
-
-    def compress(cache: Any, step: int) -> Any:
-        compressed = compressor(  # type: ignore[misc]
-            cache, keep_ratio=float(ratio), prune_after=setting.start, skip_layers=sorted(setting.skip_layers)
-        )
-        read_layers(compressed)  # a clear error where it did not return a cache
-        return compressed
-
-    return compress
+    [ratio] = set(setting.keep_ratio or ())
+    arguments = {"keep_ratio": float(ratio), "prune_after": setting.start, "skip_layers": sorted(setting.skip_layers)}
+    return lambda cache, step: apply_compressor(setting.compressor, cache, **arguments)
 
 
 def _lengths(cache: DynamicCache) -> list[int]:

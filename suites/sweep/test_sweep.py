@@ -178,8 +178,7 @@ def test_a_policy_without_identity_is_evaluated_and_never_stored_and_that_is_sai
 
     rows = [{"keep_ratio": 0.5, "prune_after": 40, "policy": policy} for policy in (Closure(), TOVA())]
     with pytest.warns(StoreWarning, match="results of policy Closure are not stored: it has no identity") as said:
-        outcomes = list(run_cells(cells_of(rows), store=store, model=tiny))
-        outcomes += run_cells(cells_of(rows), store=store, model=tiny)
+        outcomes = [outcome for _ in "ab" for outcome in run_cells(cells_of(rows), store=store, model=tiny)]
     assert len(said) == 1
     assert [outcome.stored is not None for outcome in outcomes] == [False, False, False, True]
     assert len({tuple(outcome.result().nll.tolist()) for outcome in outcomes}) == 1
@@ -223,9 +222,9 @@ def imported_by(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("knorm_core"):
             for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                source = root.joinpath(*name.split(".")[1:]).with_suffix(".py")
-                if source != root.with_suffix(".py") and source.is_file():
-                    yield source
+                place = root.joinpath(*name.split(".")[1:])
+                if place != root:
+                    yield from filter(Path.is_file, (place.with_suffix(".py"), place / "__init__.py"))
 
 
 def test_every_source_that_a_result_may_depend_on_is_part_of_the_code_version():

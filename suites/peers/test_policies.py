@@ -1,0 +1,106 @@
+"""Policies against kvpress: eviction at every step through its `DecodingPress`, and four presses after a prefill.
+
+Nothing of ours takes part in the peer's numbers but the text and the weights: kvpress compresses the cache in its own
+hook, and transformers feeds what comes after.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from knorm_core import evaluate
+from knorm_core.cache import cache_argument
+from knorm_core.methods.forward import private_copy
+from knorm_core.policies import H2O, TOVA, KeyDiff, SnapKV
+from suites.peers.presses import needs_kvpress, press
+
+pytestmark = [pytest.mark.peers, needs_kvpress, pytest.mark.xdist_group("perplexity")]
+
+FULL, KEPT, DECODED = 96, 48, 200  # cache lengths before and after an eviction, and tokens of the text
+TOKENS, PREFILL = 512, 256
+
+
+@pytest.fixture(scope="session")
+def embedded_ids(embedded_model, texts_of):
+    return texts_of(embedded_model, "embedded-articles", TOKENS, 1)[0].input_ids
+
+
+@pytest.mark.parametrize("positions", ["absolute", "cache"])
+@pytest.mark.parametrize(
+    ("interval", "ours"),
+    [
+        (FULL - KEPT, {"keep_ratio": KEPT / FULL, "prune_after": FULL}),
+        (1, {"when": "fixed_budget", "budget": KEPT + 1}),
+    ],
+    ids=["every step", "fixed budget"],
+)
+def test_decoding_press_evicts_as_we_define_it(interval, ours, positions, embedded_model, embedded_ids):
+    ids = embedded_ids[:DECODED]
+    theirs = decoded_losses(embedded_model.model, ids, interval, positions)
+    result = evaluate(embedded_model.model, ids, policy="low_norm_exact", positions=positions, **ours)
+    assert len(result.evictions[0]) > 1
+    assert float((result.nll - theirs[-len(result.nll) :]).abs().max()) < 1e-10
+
+
+@torch.inference_mode()
+def decoded_losses(model, ids, interval, positions):
+    """Losses of the tokens after a prefill of `KEPT`, each fed alone, float64."""
+    import kvpress
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    decoding = kvpress.DecodingPress(kvpress.KnormPress(), compression_interval=interval, target_size=KEPT)
+    logits = []
+    with decoding(model):
+        model(ids[None, :KEPT], use_cache=True, **cache_argument(model, cache))
+        for step in range(KEPT, len(ids) - 1):
+            place = {"position_ids": torch.tensor([[step]])} if positions == "absolute" else {}
+            fed = ids[None, step : step + 1]
+            logits.append(model(fed, use_cache=True, **place, **cache_argument(model, cache)).logits[0])
+    return cross_entropy(torch.cat(logits), ids[KEPT + 1 :], reduction="none")
+
+
+class ObservedAttention(H2O):
+    """kvpress's `ObservedAttentionPress`: what a key received, divided by the queries that saw it."""
+
+    def score(self, seen):
+        return seen.state / (seen.fed - seen.positions)
+
+
+PEERS = [
+    ("TOVAPress", {}, {"policy": TOVA(), "recent": 1}),
+    ("SnapKVPress", {"window_size": 16, "kernel_size": 5}, {"policy": SnapKV(window=16, kernel=5)}),
+    ("KeyDiffPress", {}, {"policy": KeyDiff()}),
+    ("ObservedAttentionPress", {}, {"policy": ObservedAttention()}),
+]
+
+
+@pytest.mark.parametrize("keep_ratio", [0.5, 0.25])
+@pytest.mark.parametrize(("name", "arguments", "ours"), PEERS, ids=[name for name, _, _ in PEERS])
+def test_after_a_prefill_our_perplexity_is_that_of_the_press(
+    name, arguments, ours, keep_ratio, embedded_model, embedded_ids
+):
+    model = embedded_model.model
+    theirs = perplexity_after(press(name, **arguments)(1 - keep_ratio), model, embedded_ids, keep_ratio)
+    result = evaluate(model, embedded_ids, keep_ratio=keep_ratio, prune_after=PREFILL, when="after_prefill", **ours)
+    assert result.ppl == pytest.approx(theirs, rel=1e-6)
+    others = evaluate(model, embedded_ids, keep_ratio=keep_ratio, prune_after=PREFILL, when="after_prefill")
+    assert abs(others.ppl / theirs - 1) > 1e-3  # low norm's: the press decides something
+
+
+@torch.inference_mode()
+def perplexity_after(press, model, ids, keep_ratio):
+    """Perplexity of the tokens after a prefill through a press, which sees the attention of eager code."""
+    from transformers import DynamicCache
+
+    cache, eager = DynamicCache(), private_copy(model, "eager")
+    with press(eager):
+        eager(ids[None, :PREFILL], use_cache=True, **cache_argument(eager, cache))
+    assert {layer.get_seq_length() for layer in cache.layers} == {int(PREFILL * keep_ratio)}
+    place = torch.arange(PREFILL, TOKENS - 1)[None]
+    logits = model(ids[None, PREFILL:-1], position_ids=place, use_cache=True, **cache_argument(model, cache)).logits[0]
+    return math.exp(cross_entropy(logits, ids[PREFILL + 1 :]))
