@@ -22,10 +22,12 @@ import sys
 import time
 import timeit
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from knorm_core import evaluate, load_model, load_texts
 from knorm_core.evaluator import Evaluator
@@ -33,6 +35,7 @@ from knorm_core.latency.environment import cpu_name
 
 PRUNE_AFTER = 256
 RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1)
+GROWTH = (1024, 4096, 16384)
 REPLAYED = ("h2o", "tova", "snapkv", "keydiff")
 
 
@@ -41,9 +44,13 @@ def main() -> None:
     parser.add_argument("--lengths", default="1024,2048,4096,8192")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--variants", default="", help="only these, such as 'keep 0.5,table of 11' (default: all)")
-    parser.add_argument("--memory-of", choices=("plain", "onepass"), help=argparse.SUPPRESS)
+    parser.add_argument("--growth", action="store_true", help="only how phase 2 grows with the text, on a small model")
+    parser.add_argument("--memory-of", choices=("plain", "low_norm", *REPLAYED), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.growth:
+        show_growth(Console(soft_wrap=True))
+        return
     lengths = [int(length) for length in arguments.lengths.split(",")]
     model, ids = model_and_ids(max(lengths))
     if arguments.memory_of:
@@ -64,11 +71,15 @@ def main() -> None:
     )
     for length in (1024, 4096):
         if length <= max(lengths):
-            plain, onepass = (memory_in_new_process(what, length) for what in ("plain", "onepass"))
-            console.print(
-                f"peak memory above the loaded model, {length:,} tokens, keep 0.5: "
-                f"plain {plain:,.0f} MiB, one pass {onepass:,.0f} MiB ({onepass / plain:.2f})"
+            plain, *others = (memory_in_new_process(what, length) for what in ("plain", "low_norm", *REPLAYED))
+            ratios = ", ".join(
+                f"{policy} {peak / plain:.2f}" for policy, peak in zip(("low_norm", *REPLAYED), others, strict=True)
             )
+            console.print(
+                f"peak memory above the loaded model, {length:,} tokens: plain {plain:,.0f} MiB, of which with a budget "
+                f"of {PRUNE_AFTER}: {ratios}"
+            )
+    show_growth(console)
 
 
 def pairs(
@@ -130,6 +141,31 @@ def plain_forward(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return model(ids[None, :-1], use_cache=False, logits_to_keep=len(ids) - 1 - PRUNE_AFTER).logits
 
 
+def show_growth(console: Console) -> None:
+    """CPU time of a token of phase 2 at several lengths: the same where the time grows as the text does."""
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=GROWTH[-1],
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(256, (GROWTH[-1],), generator=torch.Generator().manual_seed(0))
+    for policy in ("low_norm", *REPLAYED):
+        for how in ({"keep_ratio": 0.5}, {"when": "fixed_budget", "budget": PRUNE_AFTER}):
+            evaluate(model, ids[:512], policy=policy, **how)
+            times = [cpu_seconds(partial(evaluate, model, ids[:n], policy=policy, **how)) for n in GROWTH]
+            each = ", ".join(
+                f"{n:,} tokens {seconds / (n - PRUNE_AFTER) * 1e6:,.0f}"
+                for n, seconds in zip(GROWTH, times, strict=True)
+            )
+            kind = f"{policy} {'keep 0.5' if 'keep_ratio' in how else f'budget {PRUNE_AFTER}'}"
+            console.print(f"a small model, microseconds per token of phase 2, {kind}: {each}", highlight=False)
+
+
 def stepwise_ratio(model: torch.nn.Module, ids: torch.Tensor, stretch: int = 384) -> float:
     """Stepwise over onepass at the full length, stepwise extrapolated from the first ``stretch`` tokens."""
 
@@ -145,7 +181,11 @@ def stepwise_ratio(model: torch.nn.Module, ids: torch.Tensor, stretch: int = 384
 
 def peak_memory_of(what: str, model: torch.nn.Module, ids: torch.Tensor) -> float:
     """MiB by which this process's peak grows, over what it is with the model loaded and warm."""
-    run = plain_forward if what == "plain" else lambda m, i: evaluate(m, i, keep_ratio=0.5, prune_after=PRUNE_AFTER)
+
+    def evaluated(model: torch.nn.Module, ids: torch.Tensor) -> object:
+        return evaluate(model, ids, policy=what, when="fixed_budget", budget=PRUNE_AFTER)
+
+    run = plain_forward if what == "plain" else evaluated
     run(model, ids[:512])
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew, without that of loading
     before = status_kib("VmRSS")

@@ -43,7 +43,10 @@ def test_decoding_press_evicts_as_we_define_it(interval, ours, positions, embedd
     theirs = decoded_losses(embedded_model.model, ids, interval, positions)
     result = evaluate(embedded_model.model, ids, policy="low_norm_exact", positions=positions, **ours)
     assert len(result.evictions[0]) > 1
-    assert float((result.nll - theirs[-len(result.nll) :]).abs().max()) < 1e-10
+    theirs = theirs[-len(result.nll) :]
+    # SmolLM2's RMSNorm rounds to float32, and where float64 noise straddles such a step a token parts by some 1e-6.
+    assert float((result.nll - theirs).abs().max()) < 1e-5
+    assert result.ppl == pytest.approx(math.exp(theirs.mean()), rel=1e-6)
 
 
 @torch.inference_mode()
