@@ -76,8 +76,8 @@ def main() -> None:
                 f"{policy} {peak / plain:.2f}" for policy, peak in zip(("low_norm", *REPLAYED), others, strict=True)
             )
             console.print(
-                f"peak memory above the loaded model, {length:,} tokens: plain {plain:,.0f} MiB, of which with a budget "
-                f"of {PRUNE_AFTER}: {ratios}"
+                f"peak memory above the loaded model, {length:,} tokens: plain {plain:,.0f} MiB; as a multiple of that "
+                f"with a budget of {PRUNE_AFTER}: {ratios}"
             )
     show_growth(console)
 
