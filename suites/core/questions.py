@@ -54,6 +54,8 @@ def questions(draw, longest=90, policies=KEY_POLICIES + REPLAYED, positions=("ab
         arguments |= {"keep_ratio": amounts if times > 1 else amounts[0], "prune_after": draw(st.integers(1, 80))}
         least = kept_count(effective_prune_after(length, arguments["prune_after"]), min(amounts))
     fitting = [policy for policy in policies if isinstance(policy, str) or policy.recent <= least]
+    if least < 2 and "keydiff" in fitting:
+        fitting.remove("keydiff")  # of two keys, both are equally far from their mean
     arguments["policy"] = draw(st.sampled_from(fitting))
     own = arguments["policy"].recent if isinstance(arguments["policy"], Policy) else 0
     if isinstance(arguments["policy"], str):

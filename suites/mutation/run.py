@@ -26,7 +26,10 @@ TIMEOUT = (24, -24, 36, 152, 255)
 # module -> the functions that are pure; "*" is all of them
 PURE = {
     "counts": ["*"],
-    "policies": ["*"],
+    "norms": ["*"],
+    "selection": ["*"],
+    "policy": ["key_scores", "checked_scores", "checked_state", "check_no_nan"],
+    "methods.replay": ["replayed_deaths", "recomputed_attention", "_blocks", "_causal"],
     "cache": ["take", "read_layers", "with_layers", "check_skip_layers", "_check_pair"],
     "compressor": ["*"],
     "methods.attention": ["*"],
@@ -34,7 +37,7 @@ PURE = {
     "methods.onepass": ["layer_deaths", "death_row", "window_deaths"],
 }
 # The shortest list of tests that is meant to notice.
-TESTS = ["test_counts.py", "test_compressor.py", "test_deaths.py", "test_exact_answers.py"]
+TESTS = ["test_counts.py", "test_compressor.py", "test_deaths.py", "test_exact_answers.py", "test_policies.py", "test_replay.py"]
 
 CONFIGURATION = f"""
 [tool.mutmut]
