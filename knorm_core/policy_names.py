@@ -141,6 +141,10 @@ def _checked(policy: Policy) -> Policy:
             f"policy {policy!r} has observe and declares reads='key', whose scores are fixed at birth: declare "
             f"reads='cache' or more"
         )
+    try:
+        hash(policy)
+    except TypeError as error:
+        raise TypeError(f"policy {policy!r} cannot be hashed ({error}): make it a frozen dataclass") from None
     if policy.query_window is not None:
         check_int(f"query_window of policy {policy!r}", policy.query_window, 1)
     check_int(f"recent of policy {policy!r}", policy.recent, 0)

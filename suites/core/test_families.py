@@ -213,6 +213,23 @@ def test_the_fallback_is_the_familys_own_attention_and_a_table_says_so_once(fami
     assert float((whole - half).abs().max()) > 1e-2
 
 
+def test_attention_of_a_model_that_shows_none_is_refused_and_a_look_at_the_cache_is_not():
+    model, ids = tiny_model("falcon"), random_ids(60)
+    reason = r"policy TOVA\(\) reads 'attention', which FalconForCausalLM does not show: its attention does not go"
+    with pytest.raises(UnsupportedModelError, match=reason):
+        evaluate(model, ids, policy="tova", **HALF)
+    with pytest.warns(SlowFallbackWarning):
+        assert evaluate(model, ids, policy="keydiff", **HALF).evictions_per_layer == (1, 1, 1)
+
+
+def test_attention_beside_a_models_own_sinks_is_what_its_eager_code_gives():
+    model, ids = slow_model("gpt_oss"), random_ids(60)
+    with pytest.warns(SlowFallbackWarning, match="attends with s_aux"):
+        results = [evaluate(model, ids, policy=policy, **HALF) for policy in ("tova", "h2o", "low_norm")]
+    assert {result.method for result in results} == {"stepwise"}
+    assert len({result.ppl for result in results}) == 3
+
+
 def test_a_text_within_the_first_rotary_table_needs_no_fallback():
     model, ids = tiny_model("phi3_longrope"), random_ids(49)
     one = evaluate(model, ids, keep_ratio=0.5)

@@ -78,6 +78,11 @@ class Windowless(TOVA):
     query_window = 0
 
 
+@dataclass
+class Thawed(TOVA):
+    weight: float = 1.0
+
+
 @pytest.mark.parametrize(
     ("policy", "error", "message"),
     [
@@ -97,6 +102,7 @@ class Windowless(TOVA):
         ),
         (Empty(), PolicyError, r"policy Empty\(\) has no score\(self, seen\)"),
         (Remembers(), PolicyError, r"policy Remembers\(\) has observe and declares reads='key'"),
+        (Thawed(), TypeError, r"policy Thawed\(weight=1.0\) cannot be hashed .*: make it a frozen dataclass"),
         (Windowless(), ValueError, r"query_window of policy Windowless\(\)=0 is below 1"),
     ],
 )

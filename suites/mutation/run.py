@@ -37,7 +37,21 @@ PURE = {
     "methods.onepass": ["layer_deaths", "death_row", "window_deaths"],
 }
 # The shortest list of tests that is meant to notice.
-TESTS = ["test_counts.py", "test_compressor.py", "test_deaths.py", "test_exact_answers.py", "test_policies.py", "test_replay.py"]
+TESTS = [
+    "test_counts.py",
+    "test_compressor.py",
+    "test_deaths.py",
+    "test_exact_answers.py",
+    "test_policies.py",
+    "test_replay.py",
+]
+    "test_counts.py",
+    "test_compressor.py",
+    "test_deaths.py",
+    "test_exact_answers.py",
+    "test_policies.py",
+    "test_replay.py",
+]
 
 CONFIGURATION = f"""
 [tool.mutmut]
