@@ -79,8 +79,11 @@ class Windowless(TOVA):
 
 
 @dataclass
-class Thawed(TOVA):
+class Thawed(Policy):
     weight: float = 1.0
+
+    def score(self, seen):
+        return self.weight * seen.positions
 
 
 @pytest.mark.parametrize(
