@@ -45,13 +45,6 @@ TESTS = [
     "test_policies.py",
     "test_replay.py",
 ]
-    "test_counts.py",
-    "test_compressor.py",
-    "test_deaths.py",
-    "test_exact_answers.py",
-    "test_policies.py",
-    "test_replay.py",
-]
 
 CONFIGURATION = f"""
 [tool.mutmut]
