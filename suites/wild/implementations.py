@@ -300,6 +300,7 @@ IMPLEMENTATIONS = (
             "takes_every_float_dtype": "510-511",
             "keeps_temporal_order": "526-538",
             "values_may_be_wider_or_narrower": "527-538",
+            "ratio_one_changes_nothing": "506-538",
         },
     ),
     Implementation(
@@ -313,6 +314,7 @@ IMPLEMENTATIONS = (
             "takes_every_float_dtype": "831",
             "keeps_temporal_order": "848-859",
             "values_may_be_wider_or_narrower": "849-860",
+            "ratio_one_changes_nothing": "827-859",
         },
     ),
     Implementation(
@@ -412,6 +414,7 @@ IMPLEMENTATIONS = (
             "takes_every_float_dtype": "46",
             "keeps_temporal_order": "62-69",
             "values_may_be_wider_or_narrower": "63-69",
+            "ratio_one_changes_nothing": "42-69",
         },
     ),
     Implementation(
