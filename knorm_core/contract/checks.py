@@ -17,7 +17,7 @@ from typing import Any
 from knorm_core.contract.diagnosis import diagnose
 from knorm_core.contract.findings import Counterexample, Finding, describe
 
-COMPRESSOR_GROUPS = ("what it can be given", "every compressor", "key norm")
+COMPRESSOR_GROUPS = ("what it can be given", "what comes back", "when it fires and what it depends on", "key norm")
 EVALUATOR_GROUP = "evaluator"
 # The claims that a user writes down are fields; these follow from other claims, and cannot be switched off.
 _DERIVED = (

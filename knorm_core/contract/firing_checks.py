@@ -12,10 +12,10 @@ from knorm_core.contract.findings import Broken
 from knorm_core.contract.tracing import same_pairs
 from knorm_core.contract.trials import Trial, cases, for_every, ratios
 
-EVERY = "every compressor"
+FIRING = "when it fires and what it depends on"
 
 
-@check(EVERY, "threshold")
+@check(FIRING, "threshold")
 def fires_from_the_threshold_on(compressor: Compressor) -> None:
     """A layer that holds prune_after keys or more is compressed.
 
@@ -37,7 +37,7 @@ def fires_from_the_threshold_on(compressor: Compressor) -> None:
     for_every(compressor, holds, case=case, surplus=st.integers(0, 20))
 
 
-@check(EVERY, "threshold")
+@check(FIRING, "threshold")
 def never_fires_below_the_threshold(compressor: Compressor) -> None:
     """A layer that holds fewer than prune_after keys comes back as it was.
 
@@ -53,7 +53,7 @@ def never_fires_below_the_threshold(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor, layers=2), keep_ratio=ratios(), missing=missing)
 
 
-@check(EVERY, "single_heads", "threshold", "count")
+@check(FIRING, "single_heads", "threshold", "count")
 def fires_again(compressor: Compressor) -> None:
     """A cache that has been compressed and has grown back to the threshold is compressed again.
 
@@ -80,7 +80,7 @@ def fires_again(compressor: Compressor) -> None:
     for_every(compressor, holds, case=case, keep_ratio=ratios())
 
 
-@check(EVERY, "skip_layers")
+@check(FIRING, "skip_layers")
 def skipped_layers_are_untouched(compressor: Compressor) -> None:
     """Layers in skip_layers come back bit-identical, and the others are compressed all the same.
 
@@ -100,7 +100,7 @@ def skipped_layers_are_untouched(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor, layers=4), skip=st.sets(st.integers(0, 3), min_size=1))
 
 
-@check(EVERY, "several_layers", "layers")
+@check(FIRING, "several_layers", "layers")
 def layers_are_independent(compressor: Compressor) -> None:
     """Each layer is compressed as if it were alone, whatever the lengths of the others.
 
@@ -122,7 +122,7 @@ def layers_are_independent(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor, layers=3), keep_ratio=ratios(), prune_after=st.integers(1, 24))
 
 
-@check(EVERY, "several_rows")
+@check(FIRING, "several_rows")
 def batch_rows_are_independent(compressor: Compressor) -> None:
     """Each row of a batch is compressed as if it were alone.
 
@@ -139,7 +139,7 @@ def batch_rows_are_independent(compressor: Compressor) -> None:
     for_every(compressor, holds, case=case, keep_ratio=ratios(), row=st.integers(0, 1))
 
 
-@check(EVERY)
+@check(FIRING)
 def two_calls_agree(compressor: Compressor) -> None:
     """The same cache compressed twice, with another in between, gives the same survivors.
 
@@ -162,7 +162,7 @@ def two_calls_agree(compressor: Compressor) -> None:
     )
 
 
-@check(EVERY, "refuses_ratio")
+@check(FIRING, "refuses_ratio")
 def senseless_ratio_is_refused(compressor: Compressor) -> None:
     """A keep ratio of zero or less, above one or NaN raises.
 

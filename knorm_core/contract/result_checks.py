@@ -15,10 +15,10 @@ from knorm_core.contract.limits import expected_count, tame
 from knorm_core.contract.tracing import origins, picture, same_pairs
 from knorm_core.contract.trials import Trial, cases, for_every, ratios
 
-EVERY = "every compressor"
+RESULT = "what comes back"
 
 
-@check(EVERY, "count")
+@check(RESULT, "count")
 def keeps_the_declared_count(compressor: Compressor) -> None:
     """Every compressed layer keeps exactly as many keys as the declared count rule says.
 
@@ -46,7 +46,7 @@ def keeps_the_declared_count(compressor: Compressor) -> None:
     for_every(compressor, holds, case=awkward, keep_ratio=st.sampled_from([0.55, 0.07, 0.14, 0.28, 0.56, 0.29, 0.57]))
 
 
-@check(EVERY, "order")
+@check(RESULT, "order")
 def keeps_temporal_order(compressor: Compressor) -> None:
     """Survivors stay in the order in which they were fed.
 
@@ -73,7 +73,7 @@ def keeps_temporal_order(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor, layers=2), keep_ratio=ratios())
 
 
-@check(EVERY)
+@check(RESULT)
 def values_stay_with_their_keys(compressor: Compressor) -> None:
     """Every survivor has its own key and its own value, bit for bit, and no token survives twice.
 
@@ -94,7 +94,7 @@ def values_stay_with_their_keys(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor, layers=2), keep_ratio=ratios())
 
 
-@check(EVERY, "value_dim")
+@check(RESULT, "value_dim")
 def values_may_be_wider_or_narrower(compressor: Compressor) -> None:
     """Values come back whole where they are wider or narrower than keys.
 
@@ -111,7 +111,7 @@ def values_may_be_wider_or_narrower(compressor: Compressor) -> None:
     for_every(compressor, holds, case=case, keep_ratio=ratios())
 
 
-@check(EVERY)
+@check(RESULT)
 def ratio_one_changes_nothing(compressor: Compressor) -> None:
     """At keep ratio 1 the cache comes back as it was, in the same order.
 
@@ -126,7 +126,7 @@ def ratio_one_changes_nothing(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor, layers=2))
 
 
-@check(EVERY, "leaves_input")
+@check(RESULT, "leaves_input")
 def input_is_left_alone(compressor: Compressor) -> None:
     """The cache that is passed in still holds the same tensors, with the same numbers, after the call.
 
@@ -150,7 +150,7 @@ def input_is_left_alone(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor, layers=2), keep_ratio=ratios())
 
 
-@check(EVERY)
+@check(RESULT)
 def dtype_and_device_are_kept(compressor: Compressor) -> None:
     """Keys and values come back in the dtype and on the device that they had.
 
@@ -177,7 +177,7 @@ def dtype_and_device_are_kept(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor), keep_ratio=ratios(), device=st.sampled_from(devices))
 
 
-@check(EVERY, "copies")
+@check(RESULT, "copies")
 def evicted_memory_is_freed(compressor: Compressor) -> None:
     """A compressed layer is contiguous and holds no memory beyond its survivors.
 
@@ -201,7 +201,7 @@ def evicted_memory_is_freed(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor), keep_ratio=ratios())
 
 
-@check(EVERY)
+@check(RESULT)
 def memory_layout_does_not_matter(compressor: Compressor) -> None:
     """Keys and values that are transposed views, as attention layers make them, are compressed alike.
 

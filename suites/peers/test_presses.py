@@ -18,7 +18,7 @@ from suites.peers.presses import DECLARED, LEFT_OUT, PRESSES, Press, needs_kvpre
 
 pytestmark = [pytest.mark.peers, needs_kvpress, pytest.mark.xdist_group("presses")]
 
-EVERY = registered("every compressor")
+EVERY = registered("what comes back", "when it fires and what it depends on")
 KEY_NORM = registered("key norm")
 
 
