@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from knorm_core.adapters import Shape, accepted_arguments, call_in_shape, dynamic_cache, layers_of
 from knorm_core.cache import Pair, cache_argument
+from knorm_core.contract.cases import dynamic_cache, layers_of
 from knorm_core.contract.claims import KVPRESS, Claims
 from knorm_core.counts import kept_count
 
@@ -186,14 +186,22 @@ UNGATED = Claims(threshold=False, skip_layers=False, key_norm=False, refuses_rat
 def _kind_of_cache(compressor: Callable[..., Any]) -> str:
     """Whether it takes a list of pairs, or only a `DynamicCache`."""
     keys = torch.arange(1.0, 49.0).view(1, 2, 6, 4)
-    given = {"keep_ratio": 0.5, "prune_after": 1, "skip_layers": []}
-    arguments = {name: given[name] for name in accepted_arguments(compressor)}
-    for takes in ("pairs", "cache"):
+    arguments = {"keep_ratio": 0.5, "prune_after": 1, "skip_layers": []}
+    try:
+        parameters = inspect.signature(compressor).parameters
+    except (TypeError, ValueError):  # what is not written in Python may have none
+        return "pairs"
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        arguments = {name: value for name, value in arguments.items() if name in parameters}
+    for takes, pack in (("pairs", list), ("cache", dynamic_cache)):
+        given = pack([(keys, keys.clone())])
         try:
-            call_in_shape(compressor, Shape(takes, row_by_row=False), [(keys, keys.clone())], arguments)
+            returned = compressor(given, **arguments)
+            [(kept, _)] = layers_of(given if returned is None else returned)
         except Exception:
             continue
-        return takes
+        if isinstance(kept, torch.Tensor):
+            return takes
     return "pairs"
 
 

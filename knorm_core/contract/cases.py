@@ -7,12 +7,12 @@ very input that broke a promise to whoever has to mend it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from knorm_core.adapters import dynamic_cache
 from knorm_core.cache import Pair, take
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ class CacheCase:
 
     def dynamic_cache(self) -> DynamicCache:
         """The same as a `transformers.DynamicCache`."""
-        cache: DynamicCache = dynamic_cache(self.pairs())
-        return cache
+        return dynamic_cache(self.pairs())
 
     def _layer(self, layer: int) -> Pair:
         generator = torch.Generator().manual_seed(self.seed * 1000 + layer)
@@ -132,6 +131,29 @@ class CacheCase:
         if self.strided:
             return tensor.transpose(1, 2).contiguous().transpose(1, 2)
         return tensor.contiguous()
+
+
+def dynamic_cache(pairs: Iterable[Pair]) -> DynamicCache:
+    """A `DynamicCache` that holds these very tensors."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(pairs):
+        cache.update(keys[:, :, :1], values[:, :, :1], layer)  # makes the layer; a copy, so of one token
+        cache.layers[layer].keys, cache.layers[layer].values = keys, values
+    return cache
+
+
+def layers_of(cache: Any) -> list[Pair]:
+    """The (key, value) pair of every layer of a transformers cache or of an iterable of pairs, unchecked."""
+    if hasattr(cache, "layers"):
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    return [(keys, values) for keys, values in cache]
+
+
+def row_of(pairs: list[Pair], row: int) -> list[Pair]:
+    """One batch row of every layer, still four-dimensional."""
+    return [(keys[row : row + 1], values[row : row + 1]) for keys, values in pairs]
 
 
 def grow(pairs: list[Pair], more: list[Pair]) -> list[Pair]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from knorm_core.adapters import row_of
 from knorm_core.contract.adapters import Compressor
-from knorm_core.contract.cases import CacheCase, grow
+from knorm_core.contract.cases import CacheCase, grow, row_of
 from knorm_core.contract.checks import check
 from knorm_core.contract.findings import Broken
 from knorm_core.contract.tracing import same_pairs

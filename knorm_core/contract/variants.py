@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from knorm_core.adapters import on_any_cache
-from knorm_core.cache import AnyCache, read_layers, take, with_layers
+from knorm_core.cache import AnyCache, apply_compressor, read_layers, take, with_layers
+from knorm_core.contract.cases import dynamic_cache
 
 Variant = Callable[..., Any]
 
@@ -40,7 +40,10 @@ def above_threshold(compressor: Variant) -> Variant:
     def compress(
         past_key_values: AnyCache, keep_ratio: float, prune_after: int, skip_layers: Iterable[int] = ()
     ) -> AnyCache:
-        return on_any_cache(compressor)(past_key_values, keep_ratio, prune_after + 1, skip_layers)
+        compressed: AnyCache = compressor(
+            past_key_values, keep_ratio=keep_ratio, prune_after=prune_after + 1, skip_layers=skip_layers
+        )
+        return compressed
 
     return _named(compress, "above_threshold", compressor)
 
@@ -88,7 +91,9 @@ def values_out_of_order(compressor: Variant) -> Variant:
         past_key_values: AnyCache, keep_ratio: float, prune_after: int, skip_layers: Iterable[int] = ()
     ) -> AnyCache:
         before = read_layers(past_key_values)
-        compressed = on_any_cache(compressor)(past_key_values, keep_ratio, prune_after, skip_layers)
+        compressed = apply_compressor(
+            compressor, past_key_values, keep_ratio=keep_ratio, prune_after=prune_after, skip_layers=skip_layers
+        )
         after = [
             (keys, take(values, keys.norm(dim=-1).argsort(dim=-1))) if keys.shape != old.shape else (keys, values)
             for (old, _), (keys, values) in zip(before, read_layers(compressed), strict=True)
@@ -129,7 +134,10 @@ def _keep(cache: AnyCache, compressor: Variant, kept: list[int], skip_layers: It
         length = keys.shape[2]
         if 0 < count < length and layer not in skip_layers:
             # Half a key below the count, so that rounding up on either side of binary gives the count.
-            [pairs[layer]] = on_any_cache(compressor)([(keys, values)], (count - 0.5) / length, 1)
+            alone = dynamic_cache([(keys, values)])
+            [pairs[layer]] = read_layers(
+                apply_compressor(compressor, alone, keep_ratio=(count - 0.5) / length, prune_after=1, skip_layers=[])
+            )
     return with_layers(cache, pairs)
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from knorm_core.adapters import layers_of
 from knorm_core.contract import EvaluatorClaims, as_compressor, as_evaluator, each_layer, for_budget, kvpress_count
 from knorm_core.contract.adapters import UNGATED
+from knorm_core.contract.cases import layers_of
 from suites.wild.clones import Source, load
 
 
