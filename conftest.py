@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-pytest_plugins = ["knorm_core.plugin"]
+pytest_plugins = ["knorm_core.plugin", "suites.wild.options"]
 
 # One intra-op thread per process is fastest for this work, and what the goldens are made with.
 torch.set_num_threads(1)

@@ -1,5 +1,7 @@
 from knorm_core.contract.adapters import Compressor as Compressor
 from knorm_core.contract.adapters import as_compressor as as_compressor
+from knorm_core.contract.adapters import each_layer as each_layer
+from knorm_core.contract.adapters import for_budget as for_budget
 from knorm_core.contract.adapters import kvpress_press as kvpress_press
 from knorm_core.contract.adapters import on_dynamic_cache as on_dynamic_cache
 from knorm_core.contract.cases import CacheCase as CacheCase
@@ -7,13 +9,16 @@ from knorm_core.contract.catalogue import COMPRESSOR_CHECKS as COMPRESSOR_CHECKS
 from knorm_core.contract.catalogue import EVALUATOR_CHECKS as EVALUATOR_CHECKS
 from knorm_core.contract.catalogue import check_compressor as check_compressor
 from knorm_core.contract.catalogue import check_evaluator as check_evaluator
-from knorm_core.contract.checks import searching as searching
 from knorm_core.contract.claims import KVPRESS as KVPRESS
 from knorm_core.contract.claims import Claims as Claims
 from knorm_core.contract.claims import EvaluatorClaims as EvaluatorClaims
+from knorm_core.contract.claims import by_binary_ceil as by_binary_ceil
+from knorm_core.contract.claims import by_floor as by_floor
+from knorm_core.contract.claims import by_rounding as by_rounding
 from knorm_core.contract.claims import kvpress_count as kvpress_count
 from knorm_core.contract.decorators import parametrize_with_checks as parametrize_with_checks
 from knorm_core.contract.decorators import parametrize_with_evaluator_checks as parametrize_with_evaluator_checks
-from knorm_core.contract.evaluators import Evaluator as Evaluator
+from knorm_core.contract.evaluators import LossFunction as LossFunction
 from knorm_core.contract.evaluators import as_evaluator as as_evaluator
 from knorm_core.contract.findings import Finding as Finding
+from knorm_core.contract.trials import searching as searching

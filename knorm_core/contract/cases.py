@@ -7,8 +7,9 @@ very input that broke a promise to whoever has to mend it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 KEYS = {
-    "distinct": "norms at least 10 % apart, in random order",
+    "distinct": "norms 10 % apart, closer beyond 25 tokens so that none is above 11, in random order",
     "tied": "norms that are exactly 1 or 2",
     "near": "norms 0.05 % apart: equal once rounded to bfloat16, different in float32",
     "noise": "norms that differ in the last bits of a float32 only, the later ones lower",
@@ -118,7 +119,7 @@ class CacheCase:
         if self.keys == "near":  # |(1, e)| = 1 + e²/2: a fine step in the norm from numbers that bfloat16 holds
             return one_hot + one_hot.roll(1, dims=-1) * (2 * ranks * 2**-11).sqrt().unsqueeze(-1)
         direction = torch.randn(*shape, self.head_dim, generator=generator, dtype=torch.float64)
-        return direction / direction.norm(dim=-1, keepdim=True) * (1.1**ranks).unsqueeze(-1)
+        return direction / direction.norm(dim=-1, keepdim=True) * (1.1 ** (ranks * min(1.0, 25 / length))).unsqueeze(-1)
 
     def _select(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.only_rows is not None:
@@ -132,16 +133,27 @@ class CacheCase:
         return tensor.contiguous()
 
 
-def dynamic_cache(pairs: list[Pair]) -> DynamicCache:
-    """A `DynamicCache` that holds these pairs."""
+def dynamic_cache(pairs: Iterable[Pair]) -> DynamicCache:
+    """A `DynamicCache` that holds these very tensors."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(pairs):
-        cache.update(keys, values, layer)
-        # update() copies; a check of what happens to the input wants these very tensors in it
+        cache.update(keys[:, :, :1], values[:, :, :1], layer)  # makes the layer; a copy, so of one token
         cache.layers[layer].keys, cache.layers[layer].values = keys, values
     return cache
+
+
+def layers_of(cache: Any) -> list[Pair]:
+    """The (key, value) pair of every layer of a transformers cache or of an iterable of pairs, unchecked."""
+    if hasattr(cache, "layers"):
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    return [(keys, values) for keys, values in cache]
+
+
+def row_of(pairs: list[Pair], row: int) -> list[Pair]:
+    """One batch row of every layer, still four-dimensional."""
+    return [(keys[row : row + 1], values[row : row + 1]) for keys, values in pairs]
 
 
 def grow(pairs: list[Pair], more: list[Pair]) -> list[Pair]:
@@ -152,8 +164,10 @@ def grow(pairs: list[Pair], more: list[Pair]) -> list[Pair]:
     ]
 
 
-def lowest_norms(keys: torch.Tensor, kept: int) -> torch.Tensor:
+def lowest_norms(keys: torch.Tensor, kept: int, sinks: int = 0, recent: int = 0) -> torch.Tensor:
     """What a key-norm compressor has to keep: indices (batch, kv_heads, kept), ascending.
+
+    The first ``sinks`` and the latest ``recent`` tokens come before all others.
 
     Written apart from `knorm_core.policies`, in float64, so that the two can disagree. Of norms that are
     equal to 16 significant bits the earlier comes first.
@@ -161,6 +175,8 @@ def lowest_norms(keys: torch.Tensor, kept: int) -> torch.Tensor:
     norms = keys.double().square().sum(dim=-1).sqrt()
     mantissa, exponent = torch.frexp(norms)
     rounded = torch.ldexp((mantissa * 2**16).round(), exponent)
+    rounded[..., :sinks] = -2.0
+    rounded[..., keys.shape[2] - recent :] = -1.0
     return rounded.sort(dim=-1, stable=True).indices[..., :kept].sort(dim=-1).values
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from knorm_core.contract import (  # noqa: F401  (each lists its checks as it is imported)
+    evaluator_checks,
+    firing_checks,
+    given_checks,
+    key_norm_checks,
+    result_checks,
+)
 from knorm_core.contract.adapters import as_compressor
-from knorm_core.contract.checks import Check
+from knorm_core.contract.checks import COMPRESSOR_GROUPS, EVALUATOR_GROUP, Check, registered
 from knorm_core.contract.claims import Claims, EvaluatorClaims
-from knorm_core.contract.evaluator_checks import LOSS_CHECKS
 from knorm_core.contract.evaluators import as_evaluator
 from knorm_core.contract.findings import Finding
-from knorm_core.contract.firing_checks import FIRING_CHECKS
-from knorm_core.contract.key_norm_checks import KEY_NORM_CHECKS
-from knorm_core.contract.result_checks import RESULT_CHECKS
 
-COMPRESSOR_CHECKS = RESULT_CHECKS + FIRING_CHECKS + KEY_NORM_CHECKS
-EVALUATOR_CHECKS = LOSS_CHECKS
+COMPRESSOR_CHECKS = registered(*COMPRESSOR_GROUPS)
+EVALUATOR_CHECKS = registered(EVALUATOR_GROUP)
 
 
 def check_compressor(compressor: Any, claims: Claims | None = None) -> list[Finding]:
@@ -30,18 +33,36 @@ def check_compressor(compressor: Any, claims: Claims | None = None) -> list[Find
         claims: what it promises; the default is what `knorm_core.l2_compress` does.
 
     Returns:
-        One finding per broken promise; print one to read it.
+        One finding per broken promise; print one to read it. What several checks ended in, the same exception
+        at the same place, is one finding.
     """
-    subject = as_compressor(compressor, claims)
-    return [finding for check in applicable(COMPRESSOR_CHECKS, subject) if (finding := check.find(subject))]
+    return _findings(COMPRESSOR_CHECKS, as_compressor(compressor, claims))
 
 
 def check_evaluator(evaluator: Any, claims: EvaluatorClaims | None = None) -> list[Finding]:
     """Hold an evaluator against every check that its claims call for; see `check_compressor`."""
-    subject = as_evaluator(evaluator, claims)
-    return [finding for check in applicable(EVALUATOR_CHECKS, subject) if (finding := check.find(subject))]
+    return _findings(EVALUATOR_CHECKS, as_evaluator(evaluator, claims))
 
 
 def applicable(checks: tuple[Check, ...], subject: Any) -> list[Check]:
     """The checks that a compressor or evaluator is held to, by its claims."""
     return [check for check in checks if check.applies(subject.claims)]
+
+
+def _findings(checks: tuple[Check, ...], subject: Any) -> list[Finding]:
+    findings: list[Finding] = []
+    repeats: dict[str, list[str]] = {}
+    for check in applicable(checks, subject):
+        finding = check.find(subject)
+        if finding is None:
+            continue
+        if finding.crash in repeats:
+            repeats[finding.crash].append(finding.check)
+            continue
+        findings.append(finding)
+        if finding.crash:
+            repeats[finding.crash] = []
+    for finding in findings:
+        if repeats.get(finding.crash):
+            finding.note_the_same_crash_in(repeats[finding.crash])
+    return findings

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from knorm_core.compressor import l2_compress
-from knorm_core.counts import effective_prune_after, kept_count
+from knorm_core.contract.cases import DTYPES
+from knorm_core.counts import SHORTEST_TEXT, effective_prune_after, kept_count
 
 CountRule = Callable[[int, float], int]
 
 
+def by_binary_ceil(length: int, keep_ratio: float) -> int:
+    """ceil(keep_ratio * length) in binary floating point, as the paper's code has it.
+
+    >>> by_binary_ceil(100, 0.55), by_binary_ceil(100, 0.07)  # kept_count: 55 and 7
+    (56, 8)
+    """
+    return math.ceil(keep_ratio * length)
+
+
+def by_rounding(length: int, keep_ratio: float) -> int:
+    """round(keep_ratio * length), at least 1.
+
+    >>> by_rounding(5, 0.5), by_rounding(7, 0.5)
+    (2, 4)
+    """
+    return max(1, round(keep_ratio * length))
+
+
+def by_floor(length: int, keep_ratio: float) -> int:
+    """int(keep_ratio * length) in binary floating point, at least 1: code that truncates.
+
+    >>> by_floor(5, 0.5), by_floor(100, 0.29), by_floor(3, 0.1)
+    (2, 28, 1)
+    """
+    return max(1, int(keep_ratio * length))
+
+
 def kvpress_count(length: int, keep_ratio: float) -> int:
-    """The count rule of kvpress 0.5: ``int(length * (1 - compression_ratio))`` in binary, at least 1.
+    """int(length * (1 - compression_ratio)) in binary floating point, at least 1, as kvpress 0.5 has it.
 
     >>> kvpress_count(100, 0.55), kvpress_count(100, 0.07), kvpress_count(3, 0.5)
     (55, 7, 1)
@@ -37,11 +66,20 @@ class Claims:
         layers: each layer is compressed as if it were alone.
         refuses_ratio: keep ratios outside (0, 1] raise.
         key_norm: the keys of smallest L2 norm survive; without it none of the key-norm checks apply.
+        sinks, recent: so many first and latest tokens survive whatever their norm, within the kept count.
         ties: of keys of equal norm, the earlier survives.
         rounded: norms that differ by rounding noise only (below 16 significant bits) count as equal.
+        float32_norms: norms of bfloat16 and float16 keys are computed in at least float32.
         refuses_nan: NaN or infinite keys raise.
         equal_lengths: it can only be given layers of equal length.
-        min_length: the shortest layer that it can be given.
+        min_length: the shortest layer that it can be given, in keys.
+        min_kept: the fewest keys that it can be asked to keep of a layer, by its count rule.
+        min_heads: the fewest KV heads that it can be given.
+        max_batch: the most batch rows that it can be given; None: any number.
+        max_layers: the most layers that it can be given; None: any number.
+        dtypes: of the keys and values that it can be given.
+        repeats_heads: each KV head comes back this many times over, as models with grouped queries expand
+            them; each copy may keep tokens of its own.
     """
 
     count: CountRule | None = kept_count
@@ -54,11 +92,71 @@ class Claims:
     layers: bool = True
     refuses_ratio: bool = True
     key_norm: bool = True
+    sinks: int = 0
+    recent: int = 0
     ties: bool = True
     rounded: bool = True
+    float32_norms: bool = True
     refuses_nan: bool = True
     equal_lengths: bool = False
     min_length: int = 1
+    min_kept: int = 1
+    min_heads: int = 1
+    max_batch: int | None = None
+    max_layers: int | None = None
+    dtypes: tuple[str, ...] = DTYPES
+    repeats_heads: int = 1
+
+    @property
+    def several_rows(self) -> bool:
+        """A batch may have two rows or more."""
+        return self.max_batch is None or self.max_batch > 1
+
+    @property
+    def several_layers(self) -> bool:
+        """A cache may have two layers or more."""
+        return self.max_layers is None or self.max_layers > 1
+
+    @property
+    def low_precision(self) -> bool:
+        """Keys may be bfloat16 or float16."""
+        return bool({"bfloat16", "float16"} & set(self.dtypes))
+
+    @property
+    def high_precision(self) -> bool:
+        """Keys may be float32 or float64."""
+        return bool({"float32", "float64"} & set(self.dtypes))
+
+    @property
+    def short_layers(self) -> bool:
+        """Layers may be short enough for norms that differ by 0.05 % to be told apart."""
+        return self.min_length <= 32
+
+    @property
+    def unprotected(self) -> bool:
+        """No token survives for its position."""
+        return not self.sinks and not self.recent
+
+    @property
+    def single_heads(self) -> bool:
+        """As many KV heads come back as go in."""
+        return self.repeats_heads == 1
+
+    def kept(self, length: int, keep_ratio: float) -> int:
+        """The keys that the claimed rule keeps of a layer.
+
+        Raises:
+            ValueError: no rule is claimed.
+        """
+        if self.count is None:
+            raise ValueError("count=None: no count rule is claimed")
+        return self.count(length, keep_ratio)
+
+    def allows(self, length: int, keep_ratio: float) -> bool:
+        """Whether it can be asked to keep this share of a layer of this length."""
+        if not 0 < keep_ratio <= 1 or self.count is None:
+            return True
+        return self.count(length, keep_ratio) >= self.min_kept
 
 
 #: A kvpress press: compresses whatever it is given, in place, and returns survivors in score order. What
@@ -90,6 +188,10 @@ class EvaluatorClaims:
         score_from: "phase2", or "start" to score from token 1 on.
         skip_layers: layers that it leaves uncompressed.
         when: "every_step", or "after_prefill": once, before the first token of phase 2.
+        positions: "absolute", or "cache": each token is fed at the length of layer 0's cache.
+        first_eviction_after: tokens of phase 2 that are fed before the first eviction. Code that feeds a
+            token and compresses then has 1: its first eviction meets P + 1 keys, every later one P.
+        min_text: the shortest text that it evaluates at ``prune_after=32``, in tokens.
     """
 
     compressor: Callable[..., Any] = l2_compress
@@ -97,6 +199,9 @@ class EvaluatorClaims:
     score_from: str = "phase2"
     skip_layers: tuple[int, ...] = ()
     when: str = "every_step"
+    positions: str = "absolute"
+    first_eviction_after: int = 0
+    min_text: int = SHORTEST_TEXT
 
     def start(self, seq_len: int, prune_after: int) -> int:
         """P, the tokens of phase 1."""

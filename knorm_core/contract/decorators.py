@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -52,18 +52,35 @@ def parametrize_with_evaluator_checks(
 
 def parameters(
     checks: tuple[Check, ...],
-    subjects: Iterable[Any],
+    subjects: Sequence[Any],
     xfail: Mapping[str, str] | None = None,
     skip: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """One `pytest.param` per subject and check that it is held to."""
     return [
-        pytest.param(
-            subject, check, id=f"{subject.name}-{check.name}", marks=_marks(check.name, xfail or {}, skip or {})
-        )
-        for subject in subjects
+        pytest.param(subject, check, id=f"{name}-{check.name}", marks=_marks(check.name, xfail or {}, skip or {}))
+        for name, subject in zip(distinct_names(subjects), subjects, strict=True)
         for check in applicable(checks, subject)
     ]
+
+
+def distinct_names(subjects: Sequence[Any]) -> list[str]:
+    """The names of the subjects; equal ones are told apart by module, and those of one module by number."""
+    names = [subject.name for subject in subjects]
+    names = [
+        f"{_module(subject)}.{name}" if names.count(name) > 1 and _module(subject) else name
+        for name, subject in zip(names, subjects, strict=True)
+    ]
+    return [
+        f"{name}#{names[: index + 1].count(name)}" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
+
+
+def _module(subject: Any) -> str:
+    """The module of what was adapted, from its import line."""
+    words = subject.imports.split()
+    return words[1] if words[:1] == ["from"] else ""
 
 
 def _parametrize(

@@ -12,12 +12,13 @@ import torch
 from knorm_core.contract import tiny_models
 from knorm_core.contract.adapters import import_line, name_of
 from knorm_core.contract.claims import EvaluatorClaims
+from knorm_core.contract.variants import sparing_the_first
 from knorm_core.evaluator import evaluate
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluator:
-    """An evaluator with its claims; make one with `as_evaluator`.
+class LossFunction:
+    """An evaluator as the checks see it, with its claims; make one with `as_evaluator`.
 
     Attributes:
         name: what it is called in test ids and findings.
@@ -37,6 +38,10 @@ class Evaluator:
     def __repr__(self) -> str:
         return self.name
 
+    def held_to(self, claims: EvaluatorClaims) -> LossFunction:
+        """The same evaluator with other claims."""
+        return replace(self, claims=claims)
+
     @property
     def imports(self) -> str:
         return import_line(self.function)[0]
@@ -46,8 +51,8 @@ class Evaluator:
         return import_line(self.function)[1]
 
 
-def as_evaluator(evaluator: Any, claims: EvaluatorClaims | None = None, name: str | None = None) -> Evaluator:
-    """A callable (model, input_ids, keep_ratio, prune_after) to losses, or an `Evaluator`, with its claims.
+def as_evaluator(evaluator: Any, claims: EvaluatorClaims | None = None, name: str | None = None) -> LossFunction:
+    """A callable (model, input_ids, keep_ratio, prune_after) to losses, or a `LossFunction`, with its claims.
 
     >>> as_evaluator(knorm_onepass).claims.score_from
     'phase2'
@@ -55,11 +60,11 @@ def as_evaluator(evaluator: Any, claims: EvaluatorClaims | None = None, name: st
     Raises:
         TypeError: it is not callable.
     """
-    if isinstance(evaluator, Evaluator):
+    if isinstance(evaluator, LossFunction):
         return replace(evaluator, claims=claims or evaluator.claims, name=name or evaluator.name)
     if not callable(evaluator):
         raise TypeError(f"evaluator={evaluator!r} is not callable: give (model, input_ids, keep_ratio, prune_after)")
-    return Evaluator(name or name_of(evaluator), evaluator, claims or EvaluatorClaims())
+    return LossFunction(name or name_of(evaluator), evaluator, claims or EvaluatorClaims())
 
 
 def knorm_onepass(model: Any, input_ids: torch.Tensor, keep_ratio: float, prune_after: int) -> torch.Tensor:
@@ -72,29 +77,24 @@ def knorm_stepwise(model: Any, input_ids: torch.Tensor, keep_ratio: float, prune
     return evaluate(model, input_ids, keep_ratio=keep_ratio, prune_after=prune_after, method="stepwise").nll
 
 
-@functools.lru_cache(maxsize=256)
-def reference(
-    claims: EvaluatorClaims, model: str, seq_len: int, keep_ratio: float, prune_after: int, **changes: Any
-) -> torch.Tensor:
+@functools.lru_cache(maxsize=1024)
+def reference(claims: EvaluatorClaims, model: str, seq_len: int, keep_ratio: float, prune_after: int) -> torch.Tensor:
     """The losses that an evaluator with these claims has to return, by the definition.
 
     Args:
         model: name of a function of `knorm_core.contract.tiny_models`.
-        changes: settings of `knorm_core.evaluate` to change, to recognise a fault.
     """
-    setting: dict[str, Any] = {
-        "compressor": claims.compressor,
-        "adjust": claims.adjust,
-        "score_from": claims.score_from,
-        "skip_layers": claims.skip_layers,
-        "when": claims.when,
-    }
     return evaluate(
         getattr(tiny_models, model)(),
         tiny_models.text(seq_len),
         keep_ratio=keep_ratio,
         prune_after=prune_after,
+        compressor=sparing_the_first(claims.compressor, claims.first_eviction_after),
+        adjust=claims.adjust,
+        score_from=claims.score_from,
+        skip_layers=claims.skip_layers,
+        when=claims.when,
+        positions=claims.positions,
         allow_no_eviction=True,
         method="stepwise",
-        **(setting | changes),
     ).nll

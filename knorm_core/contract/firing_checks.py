@@ -5,15 +5,16 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from knorm_core.contract.adapters import Compressor
-from knorm_core.contract.cases import CacheCase, grow
-from knorm_core.contract.checks import Check, Trial, cases, check, for_every, ratios
+from knorm_core.contract.cases import CacheCase, grow, row_of
+from knorm_core.contract.checks import check
 from knorm_core.contract.findings import Broken
 from knorm_core.contract.tracing import same_pairs
+from knorm_core.contract.trials import Trial, cases, for_every, ratios
 
-EVERY = "every compressor"
+FIRING = "when it fires and what it depends on"
 
 
-@check(EVERY, "threshold")
+@check(FIRING, "threshold")
 def fires_from_the_threshold_on(compressor: Compressor) -> None:
     """A layer that holds prune_after keys or more is compressed.
 
@@ -23,11 +24,11 @@ def fires_from_the_threshold_on(compressor: Compressor) -> None:
 
     def holds(trial: Trial, case: CacheCase, surplus: int) -> None:
         prune_after = case.lengths[0] - min(surplus, case.lengths[0] - 1)
-        outcome = trial.compress(case, 0.5, prune_after)
-        if outcome.after[0][0].shape[2] >= case.lengths[0]:
+        call = trial.compress(case, 0.5, prune_after)
+        if call.after[0][0].shape[2] >= case.lengths[0]:
             raise Broken(
                 expected=f"a layer of {case.lengths[0]} keys to shrink at prune_after={prune_after}",
-                got=f"{outcome.after[0][0].shape[2]} keys",
+                got=f"{call.after[0][0].shape[2]} keys",
             )
 
     least = max(2, compressor.claims.min_length)
@@ -35,7 +36,7 @@ def fires_from_the_threshold_on(compressor: Compressor) -> None:
     for_every(compressor, holds, case=case, surplus=st.integers(0, 20))
 
 
-@check(EVERY, "threshold")
+@check(FIRING, "threshold")
 def never_fires_below_the_threshold(compressor: Compressor) -> None:
     """A layer that holds fewer than prune_after keys comes back as it was.
 
@@ -43,15 +44,15 @@ def never_fires_below_the_threshold(compressor: Compressor) -> None:
     """
 
     def holds(trial: Trial, case: CacheCase, keep_ratio: float, missing: int) -> None:
-        outcome = trial.compress(case, keep_ratio, max(case.lengths) + missing)
-        same_pairs(outcome.before, outcome.after, "as before")
+        call = trial.compress(case, keep_ratio, max(case.lengths) + missing)
+        same_pairs(call.before, call.after, "as before", call.before)
 
     # One key short of it is where a threshold is off by one.
     missing = st.just(1) | st.integers(2, 9)
     for_every(compressor, holds, case=cases(compressor, layers=2), keep_ratio=ratios(), missing=missing)
 
 
-@check(EVERY, "threshold", "count")
+@check(FIRING, "single_heads", "threshold", "count")
 def fires_again(compressor: Compressor) -> None:
     """A cache that has been compressed and has grown back to the threshold is compressed again.
 
@@ -60,11 +61,8 @@ def fires_again(compressor: Compressor) -> None:
     """
 
     def holds(trial: Trial, case: CacheCase, keep_ratio: float) -> None:
-        rule = trial.compressor.claims.count
-        if rule is None:
-            raise TypeError(f"{trial.compressor.name} claims no count, which this check needs")
         threshold = case.lengths[0]
-        count = rule(threshold, keep_ratio)
+        count = trial.compressor.claims.kept(threshold, keep_ratio)
         pairs, text = case.pairs(), repr(case)
         for eviction in (1, 2, 3):
             pairs = trial.compress(pairs, keep_ratio, threshold, text=text).after
@@ -81,7 +79,7 @@ def fires_again(compressor: Compressor) -> None:
     for_every(compressor, holds, case=case, keep_ratio=ratios())
 
 
-@check(EVERY, "skip_layers")
+@check(FIRING, "skip_layers")
 def skipped_layers_are_untouched(compressor: Compressor) -> None:
     """Layers in skip_layers come back bit-identical, and the others are compressed all the same.
 
@@ -92,18 +90,16 @@ def skipped_layers_are_untouched(compressor: Compressor) -> None:
     def holds(trial: Trial, case: CacheCase, skip: set[int]) -> None:
         skipped = tuple(sorted(layer for layer in skip if layer < len(case.lengths)))
         everything = trial.compress(case, 0.5)
-        outcome = trial.compress(case, 0.5, skip_layers=skipped)
-        for layer, (before, plain, after) in enumerate(
-            zip(outcome.before, everything.after, outcome.after, strict=True)
-        ):
+        call = trial.compress(case, 0.5, skip_layers=skipped)
+        for layer, (before, plain, after) in enumerate(zip(call.before, everything.after, call.after, strict=True)):
             expected = before if layer in skipped else plain
             what = f"of layer {layer} as " + ("before" if layer in skipped else "without skip_layers")
-            same_pairs([expected], [after], what)
+            same_pairs([expected], [after], what, [before])
 
     for_every(compressor, holds, case=cases(compressor, layers=4), skip=st.sets(st.integers(0, 3), min_size=1))
 
 
-@check(EVERY, "layers")
+@check(FIRING, "several_layers", "layers")
 def layers_are_independent(compressor: Compressor) -> None:
     """Each layer is compressed as if it were alone, whatever the lengths of the others.
 
@@ -115,12 +111,17 @@ def layers_are_independent(compressor: Compressor) -> None:
         together = trial.compress(case, keep_ratio, prune_after)
         for layer in range(len(case.lengths)):
             alone = trial.compress(case.but(only_layers=(layer,)), keep_ratio, prune_after)
-            same_pairs(alone.after, together.after[layer : layer + 1], f"of layer {layer} as when it is alone")
+            same_pairs(
+                alone.after,
+                together.after[layer : layer + 1],
+                f"of layer {layer} as when it is alone",
+                together.before[layer : layer + 1],
+            )
 
     for_every(compressor, holds, case=cases(compressor, layers=3), keep_ratio=ratios(), prune_after=st.integers(1, 24))
 
 
-@check(EVERY)
+@check(FIRING, "several_rows")
 def batch_rows_are_independent(compressor: Compressor) -> None:
     """Each row of a batch is compressed as if it were alone.
 
@@ -130,15 +131,14 @@ def batch_rows_are_independent(compressor: Compressor) -> None:
     def holds(trial: Trial, case: CacheCase, keep_ratio: float, row: int) -> None:
         together = trial.compress(case, keep_ratio)
         alone = trial.compress(case.but(only_rows=(row,)), keep_ratio)
-        expected = [(keys[:, :], values[:, :]) for keys, values in alone.after]
-        got = [(keys[row : row + 1], values[row : row + 1]) for keys, values in together.after]
-        same_pairs(expected, got, f"of row {row} as when it is alone")
+        before, after = row_of(together.before, row), row_of(together.after, row)
+        same_pairs(alone.after, after, f"of row {row} as when it is alone", before)
 
     case = cases(compressor, batch=st.integers(2, 3))
     for_every(compressor, holds, case=case, keep_ratio=ratios(), row=st.integers(0, 1))
 
 
-@check(EVERY)
+@check(FIRING)
 def two_calls_agree(compressor: Compressor) -> None:
     """The same cache compressed twice, with another in between, gives the same survivors.
 
@@ -150,7 +150,7 @@ def two_calls_agree(compressor: Compressor) -> None:
         first = trial.compress(case, keep_ratio)
         trial.compress(other, keep_ratio)
         second = trial.compress(case, keep_ratio)
-        same_pairs(first.after, second.after, "as at the first call")
+        same_pairs(first.after, second.after, "as at the first call", first.before)
 
     for_every(
         compressor,
@@ -161,7 +161,7 @@ def two_calls_agree(compressor: Compressor) -> None:
     )
 
 
-@check(EVERY, "refuses_ratio")
+@check(FIRING, "refuses_ratio")
 def senseless_ratio_is_refused(compressor: Compressor) -> None:
     """A keep ratio of zero or less, above one or NaN raises.
 
@@ -172,15 +172,12 @@ def senseless_ratio_is_refused(compressor: Compressor) -> None:
     def holds(trial: Trial, keep_ratio: float) -> None:
         case = CacheCase(lengths=(compressor.claims.min_length + 4,))
         try:
-            outcome = trial.compress(case, keep_ratio)
+            call = trial.compress(case, keep_ratio)
         except Broken:
             return
         raise Broken(
             expected=f"keep_ratio={keep_ratio} to raise",
-            got=f"{outcome.after[0][0].shape[2]} of {case.lengths[0]} keys",
+            got=f"{call.after[0][0].shape[2]} of {case.lengths[0]} keys",
         )
 
     for_every(compressor, holds, keep_ratio=st.sampled_from([50.0, 1.01, 0.0, -0.5, float("nan")]))
-
-
-FIRING_CHECKS: tuple[Check, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Check))

@@ -7,24 +7,28 @@ from hypothesis import strategies as st
 
 from knorm_core.contract.adapters import Compressor
 from knorm_core.contract.cases import CacheCase, lowest_norms
-from knorm_core.contract.checks import Check, Trial, cases, check, for_every, ratios
+from knorm_core.contract.checks import check
 from knorm_core.contract.findings import Broken
 from knorm_core.contract.tracing import origins, same_survivors
+from knorm_core.contract.trials import Trial, cases, for_every, ratios
 
 KEY_NORM = "key norm"
 
 
 def survivors(trial: Trial, case: CacheCase, keep_ratio: float) -> torch.Tensor:
     """Indices of the survivors of a cache of one layer: (batch, kv_heads, kept)."""
-    outcome = trial.compress(case, keep_ratio)
-    return origins(outcome.before[0], outcome.after[0])
+    call = trial.compress(case, keep_ratio)
+    return origins(call.before[0], call.after[0])
 
 
 def keeps_the_lowest(trial: Trial, case: CacheCase, keep_ratio: float) -> None:
-    kept = survivors(trial, case, keep_ratio)
-    keys = case.pairs()[0][0]
+    call = trial.compress(case, keep_ratio)
+    kept = origins(call.before[0], call.after[0])
+    keys = call.before[0][0]
     norms = keys.double().norm(dim=-1)
-    same_survivors(lowest_norms(keys, kept.shape[-1]), kept, norms=norms)
+    claims = trial.compressor.claims
+    expected = lowest_norms(keys, kept.shape[-1], claims.sinks, claims.recent)
+    same_survivors(expected, kept, keys.shape[2], norms=norms)
 
 
 @check(KEY_NORM, "key_norm")
@@ -51,31 +55,35 @@ def equal_norms_keep_the_earlier(compressor: Compressor) -> None:
     for_every(compressor, keeps_the_lowest, case=case, keep_ratio=ratios())
 
 
-@check(KEY_NORM, "key_norm", "rounded")
+@check(KEY_NORM, "high_precision", "key_norm", "rounded")
 def rounding_noise_decides_nothing(compressor: Compressor) -> None:
     """Norms that differ by float32 rounding noise count as equal: the earlier token survives.
 
     Guards against the last bit of the float32 rotary tables deciding which of two occurrences of a token
     survives: perturbing those tables by one ulp moved perplexity tables by up to 3e-3.
     """
-    case = cases(compressor, keys="noise", dtype=st.sampled_from(["float32", "float64"]))
+    case = cases(compressor, keys="noise", dtypes=("float32", "float64"))
     for_every(compressor, keeps_the_lowest, case=case, keep_ratio=ratios())
 
 
-@check(KEY_NORM, "key_norm")
+@check(KEY_NORM, "low_precision", "short_layers", "key_norm", "float32_norms")
 def low_precision_keys_are_scored_in_float32(compressor: Compressor) -> None:
     """Norms of bfloat16 and float16 keys are computed in at least float32.
 
     Guards against norms in bfloat16, in which most keys of a head tie and the choice is left to
     tie-breaking (kvpress issue 276).
     """
-    case = cases(compressor, keys="near", dtype=st.sampled_from(["bfloat16", "float16"]))
+    claims = compressor.claims
+    case = cases(compressor, keys="near", dtypes=("bfloat16", "float16"))
 
     def holds(trial: Trial, case: CacheCase, keep_ratio: float) -> None:
-        kept = survivors(trial, case, keep_ratio)
-        norms = case.pairs()[0][0].double().norm(dim=-1)
+        call = trial.compress(case, keep_ratio)
+        kept = origins(call.before[0], call.after[0])
+        norms = call.before[0][0].double().norm(dim=-1)
+        norms[..., : claims.sinks] = -2.0
+        norms[..., case.lengths[0] - claims.recent :] = -1.0
         lowest = norms.sort(dim=-1, stable=True).indices[..., : kept.shape[-1]]
-        same_survivors(lowest, kept, norms=norms)
+        same_survivors(lowest, kept, case.lengths[0], norms=norms)
 
     for_every(compressor, holds, case=case, keep_ratio=ratios())
 
@@ -91,7 +99,7 @@ def scale_changes_nothing(compressor: Compressor) -> None:
     def holds(trial: Trial, case: CacheCase, keep_ratio: float, exponent: int) -> None:
         plain = survivors(trial, case, keep_ratio)
         scaled = survivors(trial, case.but(scale=2.0**exponent), keep_ratio)
-        same_survivors(plain, scaled)
+        same_survivors(plain, scaled, case.lengths[0])
 
     # 2⁹ times the largest norm drawn here, about 11, is within float16.
     for_every(
@@ -105,7 +113,7 @@ def scale_changes_nothing(compressor: Compressor) -> None:
     )
 
 
-@check(KEY_NORM, "key_norm")
+@check(KEY_NORM, "high_precision", "key_norm")
 def rotation_changes_nothing(compressor: Compressor) -> None:
     """Rotating keys as RoPE does leaves the survivors as they are, whatever the positions.
 
@@ -116,9 +124,9 @@ def rotation_changes_nothing(compressor: Compressor) -> None:
     def holds(trial: Trial, case: CacheCase, keep_ratio: float, position: int) -> None:
         plain = survivors(trial, case, keep_ratio)
         rotated = survivors(trial, case.but(rotate=position), keep_ratio)
-        same_survivors(plain, rotated)
+        same_survivors(plain, rotated, case.lengths[0])
 
-    case = cases(compressor, dtype=st.sampled_from(["float32", "float64"]))
+    case = cases(compressor, dtypes=("float32", "float64"))
     for_every(compressor, holds, case=case, keep_ratio=ratios(), position=st.integers(0, 5000))
 
 
@@ -129,16 +137,20 @@ def heads_choose_for_themselves(compressor: Compressor) -> None:
     Guards against one head's choice used for all, and against reshapes that mix heads with tokens.
     """
 
+    times = compressor.claims.repeats_heads
+
     def holds(trial: Trial, case: CacheCase, keep_ratio: float) -> None:
         order = tuple(reversed(range(case.kv_heads)))
         plain = survivors(trial, case, keep_ratio)
         permuted = survivors(trial, case.but(heads=order), keep_ratio)
-        same_survivors(plain[:, list(order)], permuted)
+        same_survivors(
+            plain[:, [times * head + copy for head in order for copy in range(times)]], permuted, case.lengths[0]
+        )
 
     for_every(compressor, holds, case=cases(compressor, kv_heads=st.integers(2, 4)), keep_ratio=ratios())
 
 
-@check(KEY_NORM, "key_norm")
+@check(KEY_NORM, "unprotected", "key_norm")
 def position_decides_nothing(compressor: Compressor) -> None:
     """The same keys in reverse order leave the same keys: only norms count, not positions.
 
@@ -150,7 +162,7 @@ def position_decides_nothing(compressor: Compressor) -> None:
         length = case.lengths[0]
         plain = survivors(trial, case, keep_ratio)
         reverse = survivors(trial, case.but(tokens=tuple(reversed(range(length)))), keep_ratio)
-        same_survivors(plain, length - 1 - reverse)
+        same_survivors(plain, length - 1 - reverse, case.lengths[0])
 
     for_every(compressor, holds, case=cases(compressor), keep_ratio=ratios())
 
@@ -165,7 +177,7 @@ def values_decide_nothing(compressor: Compressor) -> None:
     def holds(trial: Trial, case: CacheCase, keep_ratio: float) -> None:
         plain = survivors(trial, case, keep_ratio)
         loud = survivors(trial, case.but(loud_values=True), keep_ratio)
-        same_survivors(plain, loud)
+        same_survivors(plain, loud, case.lengths[0])
 
     for_every(compressor, holds, case=cases(compressor, head_dim=8), keep_ratio=ratios())
 
@@ -213,6 +225,3 @@ def nan_is_refused(compressor: Compressor) -> None:
         raise Broken(expected=f"an error: the last key of the last head is {poison}", got="a compressed cache")
 
     for_every(compressor, holds, case=cases(compressor), poison=st.sampled_from(["nan", "inf"]))
-
-
-KEY_NORM_CHECKS: tuple[Check, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Check))

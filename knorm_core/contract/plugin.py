@@ -45,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Look the names up before anything is collected, so that a wrong one ends the run in a sentence."""
+    for option in ("--knorm-compressor", "--knorm-evaluator"):
+        named(session.config, option)
+
+
 def named(config: pytest.Config, option: str) -> list[Any]:
     """The objects that ``--knorm-compressor`` or ``--knorm-evaluator`` names.
 

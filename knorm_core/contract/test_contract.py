@@ -12,10 +12,11 @@ import pytest
 from knorm_core import l2_compress
 from knorm_core.contract.adapters import as_compressor, on_dynamic_cache
 from knorm_core.contract.catalogue import COMPRESSOR_CHECKS, EVALUATOR_CHECKS
-from knorm_core.contract.checks import Check, searching
+from knorm_core.contract.checks import Check
 from knorm_core.contract.decorators import parameters
 from knorm_core.contract.evaluators import as_evaluator, knorm_onepass, knorm_stepwise
 from knorm_core.contract.plugin import named
+from knorm_core.contract.trials import searching
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from knorm_core.cache import Pair
@@ -55,17 +57,25 @@ def same_shape(before: Pair, after: Pair, layer: int) -> None:
         raise Broken(expected="as many values as keys", got=f"{after[0].shape[2]} keys, {after[1].shape[2]} values")
 
 
-def same_pairs(expected: list[Pair], got: list[Pair], what: str) -> None:
-    """Two caches are equal bit for bit, dtype and shape included."""
+def same_pairs(expected: list[Pair], got: list[Pair], what: str, before: list[Pair] | None = None) -> None:
+    """Two caches are equal bit for bit, dtype and shape included.
+
+    Args:
+        before: the cache that both are survivors of; where given, tokens are named instead of numbers shown.
+    """
     for layer, (old, new) in enumerate(zip(expected, got, strict=True)):
         for name, left, right in zip(("keys", "values"), old, new, strict=True):
             if left.shape != right.shape or left.dtype != right.dtype:
+                if before is not None and left.dtype == right.dtype:
+                    _same_tokens(before[layer], old, new, what, layer)
                 raise Broken(
                     expected=f"{name} {what}: {tuple(left.shape)}, {left.dtype}",
                     got=f"{tuple(right.shape)}, {right.dtype}",
                     layer=layer,
                 )
             if not torch.equal(left, right):
+                if before is not None:
+                    _same_tokens(before[layer], old, new, what, layer)
                 row, head, slot = (left != right).any(dim=-1).nonzero()[0].tolist()
                 raise Broken(
                     expected=f"{name} {what}: {brief(left[row, head, slot].tolist())}",
@@ -77,21 +87,62 @@ def same_pairs(expected: list[Pair], got: list[Pair], what: str) -> None:
                 )
 
 
-def same_survivors(expected: torch.Tensor, got: torch.Tensor, layer: int = 0, **where: object) -> None:
-    """Two selections (batch, kv_heads, kept) are the same sets; order is another promise."""
+def _same_tokens(before: Pair, expected: Pair, got: Pair, what: str, layer: int) -> None:
+    """Raise with the names of the tokens, where the difference is one of which survive or in which order."""
+    try:
+        left, right = origins(before, expected, layer), origins(before, got, layer)
+    except Broken:
+        return
+    for row in range(left.shape[0]):
+        for head in range(left.shape[1]):
+            wanted, came = left[row, head].tolist(), right[row, head].tolist()
+            if wanted != came:
+                raise Broken(
+                    expected=f"tokens {what}: {wanted}",
+                    got=f"{came}",
+                    picture=picture(before[0].shape[2], wanted, came),
+                    layer=layer,
+                    row=row,
+                    head=head,
+                )
+
+
+def picture(length: int, expected: list[int], got: list[int]) -> str:
+    """Tokens fed, expected and got in three lines, each token in its column; out of order, as they lie.
+
+    >>> print(picture(5, [1, 2], [2, 1]))
+    fed       0 1 2 3 4
+    expected  . 1 2 . .
+    got       2 1  (in this order)
+    """
+    width = len(str(length - 1))
+
+    def line(tokens: list[int]) -> str:
+        if tokens != sorted(set(tokens)):
+            return " ".join(f"{token:>{width}}" for token in tokens) + "  (in this order)"
+        return " ".join(f"{token if token in tokens else '.':>{width}}" for token in range(length))
+
+    lines = {"fed": list(range(length)), "expected": expected, "got": got}
+    return "\n".join(f"{name:<10}{line(tokens)}" for name, tokens in lines.items())
+
+
+def same_survivors(expected: torch.Tensor, got: torch.Tensor, length: int, layer: int = 0, **where: Any) -> None:
+    """Two selections (batch, kv_heads, kept) of ``length`` tokens are the same sets; order is another promise."""
     if expected.shape != got.shape:
         raise Broken(expected=f"{expected.shape[-1]} survivors", got=f"{got.shape[-1]} survivors", layer=layer, **where)
     expected, got = expected.sort(dim=-1).values, got.sort(dim=-1).values
     if not torch.equal(expected, got):
         row, head = (expected != got).any(dim=-1).nonzero()[0].tolist()
+        details: dict[str, Any] = {
+            name: value[row, head].tolist() if isinstance(value, torch.Tensor) else value
+            for name, value in where.items()
+        }
         raise Broken(
             expected=f"tokens {expected[row, head].tolist()} to stay",
             got=f"tokens {got[row, head].tolist()}",
+            picture=picture(length, expected[row, head].tolist(), got[row, head].tolist()),
             layer=layer,
             row=row,
             head=head,
-            **{
-                name: value[row, head].tolist() if isinstance(value, torch.Tensor) else value
-                for name, value in where.items()
-            },
+            **details,
         )

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
 from knorm_core import kept_count, l2_compress
-from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS, Claims, Finding, as_compressor, searching
-from knorm_core.contract.checks import Check
+from knorm_core.contract import (
+    COMPRESSOR_CHECKS,
+    EVALUATOR_CHECKS,
+    Claims,
+    Finding,
+    as_compressor,
+    check_compressor,
+    searching,
+)
+from knorm_core.contract.checks import COMPRESSOR_GROUPS, Check, registered
+from knorm_core.contract.findings import Broken
+from knorm_core.contract.trials import Trial
 
 pytestmark = pytest.mark.fast
 
 CHECKS = COMPRESSOR_CHECKS + EVALUATOR_CHECKS
+BROKEN = Broken(expected="one thing", got="another")
 by_name = {check.name: check for check in CHECKS}
 
 
@@ -25,39 +37,47 @@ def by_norm(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) ->
     return layers
 
 
-def found(check: str, compressor: Any) -> Finding:
+def finding_of(check: str, compressor: Any) -> Finding:
     finding = by_name[check].find(as_compressor(compressor))
     assert finding is not None
     return finding
 
 
 def test_the_message_names_promise_example_expectation_and_how_to_see_it() -> None:
-    def latest(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
-        return [(keys[:, :, -1:], values[:, :, -1:]) for keys, values in past]
+    def unlike_norms(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+        high = [(-keys.norm(dim=-1)).argsort(dim=-1)[..., : kept_count(keys.shape[2], keep_ratio)] for keys, _ in past]
+        return [
+            (keys.take_along_dim(index.unsqueeze(-1), 2), values.take_along_dim(index.unsqueeze(-1), 2))
+            for (keys, values), index in zip(past, high, strict=True)
+        ]
 
-    assert str(found("lowest_norms_survive", latest)).splitlines() == [
-        "latest does not keep the promise 'lowest_norms_survive'",
+    assert str(finding_of("lowest_norms_survive", unlike_norms)).splitlines() == [
+        "unlike_norms does not keep the promise 'lowest_norms_survive'",
         "",
         "  promise   In every row and KV head, the keys of smallest L2 norm survive.",
-        "  example   CacheCase(lengths=(2,), kv_heads=2)",
+        "  example   CacheCase(lengths=(2,))",
         "              compressed with keep_ratio=0.5, prune_after=1, skip_layers=[]",
         "  where     layer 0",
         "            row 0",
-        "            head 1",
-        "            norms [0.99999998, 1.1]",
-        "  expected  tokens [0] to stay",
-        "  got       tokens [1]",
+        "            head 0",
+        "            norms [1.1, 1]",
+        "  expected  tokens [1] to stay",
+        "  got       tokens [0]",
+        "  picture   fed       0 1",
+        "            expected  . 1",
+        "            got       0 .",
         "  against   the sign (highest instead of lowest), against norms averaged over heads or one head's choice used",
         "            for all, and against another norm than L2.",
+        "  claim     Claims(key_norm=False) says that it is not promised",
         "  see it    from knorm_core.contract import CacheCase",
-        "            # latest is what was passed; it has no name to import it by",
-        "            print(latest(CacheCase(lengths=(2,), kv_heads=2).pairs(), "
+        "            # unlike_norms is what was passed; it has no name to import it by",
+        "            print(unlike_norms(CacheCase(lengths=(2,)).pairs(), "
         "keep_ratio=0.5, prune_after=1, skip_layers=[]))",
     ]
 
 
 def test_counterexamples_are_small() -> None:
-    finding = found("keeps_temporal_order", by_norm)
+    finding = finding_of("keeps_temporal_order", by_norm)
     assert "CacheCase(lengths=(3,)" in str(finding)
     assert "keep_ratio=0.5," in str(finding)
 
@@ -66,30 +86,30 @@ def test_an_exception_is_a_finding_that_says_where_it_came_from() -> None:
     def crashes(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
         raise IndexError("out of keys")
 
-    assert "got       IndexError: out of keys (test_findings.py:" in str(found("keeps_temporal_order", crashes))
+    assert "got       IndexError: out of keys (test_findings.py:" in str(finding_of("returns_a_cache", crashes))
 
 
 @pytest.mark.parametrize(
     ("returned", "got"),
-    [(None, "a NoneType"), ([], "0 layers"), ([1], "a cache of the kind"), ([(torch.ones(2), torch.ones(2))], "(2,)")],
+    [(3, "a int"), ([], "0 layers"), ([1], "a cache of the kind"), ([(torch.ones(2), torch.ones(2))], "(2,)")],
     ids=str,
 )
 def test_what_is_no_cache_is_a_finding(returned: Any, got: str) -> None:
-    assert got in str(found("keeps_temporal_order", lambda *args, **kwargs: returned))
+    assert got in str(finding_of("returns_a_cache", lambda *args, **kwargs: returned))
 
 
 def test_a_compressor_that_cannot_make_up_its_mind_is_a_finding() -> None:
-    wrong_once: list[bool] = []
+    lengths: list[int] = []
 
     def moody(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
-        right = l2_compress(past, keep_ratio, prune_after, skip_layers)
-        evicts = any(keys.shape != kept.shape for (keys, _), (kept, _) in zip(past, right, strict=True))
-        if evicts and not wrong_once:
-            wrong_once.append(True)
+        lengths.append(past[0][0].shape[2])
+        wrong = len(past) == 2 and lengths.count(-1) == 0  # the first time that it sees two layers in a check
+        if wrong and keep_ratio not in (0.5, 1.0):
+            lengths.append(-1)
             return past
-        return right
+        return l2_compress(past, keep_ratio, prune_after, skip_layers)
 
-    assert "the same call did not fail again" in str(found("keeps_the_declared_count", moody))
+    assert "the same call did not fail again" in str(finding_of("keeps_the_declared_count", moody))
 
 
 def test_hypothesis_adds_nothing_to_a_finding() -> None:
@@ -105,11 +125,11 @@ def test_the_number_of_cases_can_be_set() -> None:
 
     def counts(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
         calls.append(keep_ratio)
-        return past
+        return l2_compress(past, keep_ratio, prune_after, skip_layers)
 
     with searching(examples=7):
         by_name["ratio_one_changes_nothing"](as_compressor(counts))
-    assert len(calls) == 7
+    assert calls.count(1.0) == 7  # what is tried before any check has other ratios
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=str)
@@ -135,3 +155,30 @@ def test_no_two_checks_share_a_name() -> None:
 def test_a_compressor_is_held_only_to_what_it_claims(claims: Claims, left_out: str) -> None:
     assert not by_name[left_out].applies(claims)
     assert by_name[left_out].applies(Claims())
+
+
+def test_the_count_rule_that_was_expected_is_named_and_so_is_the_one_that_was_seen() -> None:
+    def truncates(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+        kept_count(1, keep_ratio)
+        kept = [max(1, int(keep_ratio * keys.shape[2])) for keys, _ in past]
+        return [
+            (keys[:, :, :count].clone(), values[:, :, :count].clone())
+            for (keys, values), count in zip(past, kept, strict=True)
+        ]
+
+    claims = Claims(threshold=False, skip_layers=False, key_norm=False)
+    [finding] = check_compressor(lambda past, keep_ratio: truncates(past, keep_ratio, 1, ()), claims)
+    assert finding.check == "keeps_the_declared_count"
+    assert "2 of 3 keys at keep ratio 0.5, by the claimed rule kept_count" in finding.expected
+    assert finding.got == "1 keys; every count that was tried is that of the rule by_floor"
+    assert finding.claim.startswith("Claims(count=by_floor) ")
+
+
+@pytest.mark.parametrize("check", registered(*COMPRESSOR_GROUPS[1:]), ids=str)
+def test_every_check_says_what_switches_it_off(check: Check) -> None:
+    claim = check._claim(as_compressor(l2_compress), Trial(as_compressor(l2_compress)).counterexample(BROKEN))
+    if check.name in claim:
+        assert not {field.name for field in dataclasses.fields(Claims)} & set(check.needs)
+    else:
+        switched_off = eval(claim.split(" says ")[0], {"Claims": Claims})
+        assert not check.applies(switched_off)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from knorm_core import l2_compress
-from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS, parametrize_with_checks, searching
+from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS, as_compressor, parametrize_with_checks, searching
+from knorm_core.contract.decorators import distinct_names
 from knorm_core.contract.evaluators import knorm_onepass
 from knorm_core.contract.plugin import named
 
@@ -113,6 +114,32 @@ def test_a_name_that_leads_nowhere_is_a_usage_error(name: str, says: str) -> Non
     config: Any = SimpleNamespace(getoption=lambda option: [name], invocation_params=SimpleNamespace(dir=Path.cwd()))
     with pytest.raises(pytest.UsageError, match=f"--knorm-compressor={name}: .*{says}"):
         named(config, "--knorm-compressor")
+
+
+@pytest.mark.full
+def test_a_wrong_name_ends_the_run_in_its_sentence_and_no_traceback(tmp_path: Path) -> None:
+    run = run_pytest(tmp_path, "--pyargs", "knorm_core.contract", "--knorm-compressor=mine:no_such_name")
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: --knorm-compressor=mine:no_such_name: mine has no no_such_name" in run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+    assert "INTERNALERROR" not in run.stdout + run.stderr
+
+
+@pytest.mark.fast
+def test_two_compressors_of_one_name_have_ids_that_tell_them_apart() -> None:
+    def made_in(module: str) -> Any:
+        def compress(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
+            return l2_compress(past, keep_ratio, prune_after, skip_layers)
+
+        compress.__module__, compress.__qualname__ = module, "compress"
+        return as_compressor(compress)
+
+    subjects = [made_in("mine"), made_in("theirs"), made_in("theirs"), as_compressor(l2_compress)]
+    assert distinct_names(subjects) == ["mine.compress", "theirs.compress#1", "theirs.compress#2", "l2_compress"]
+    mark = parametrize_with_checks(*subjects)
+    ids = [parameter.id for parameter in mark.args[1]]
+    assert len(set(ids)) == len(ids)
+    assert "theirs.compress#2-keeps_temporal_order" in ids
 
 
 @pytest.mark.fast

@@ -42,7 +42,7 @@ def complement(keys: Any, values: Any, kept: int) -> Any:
     return keep(keys, values, survivors(scores(keys), keys.shape[2] - kept))
 
 
-@layer_exhibit("keeps_the_declared_count", "the paper's own script: token_norms.squeeze(-1)")
+@layer_exhibit("takes_short_layers", "the paper's own script: token_norms.squeeze(-1)")
 def squeezed(keys: Any, values: Any, kept: int) -> Any:
     """The norms are squeezed once too often: a layer of one token loses its token axis."""
     return keep(keys, values, survivors(scores(keys).squeeze(-1), kept))

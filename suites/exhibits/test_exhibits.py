@@ -9,13 +9,19 @@ import pytest
 
 from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS
 from knorm_core.contract.checks import Check
-from suites.exhibits import compressors, evaluators, key_norm_compressors
+from suites.exhibits import compressors, evaluators, key_norm_compressors, limits, order_of_steps
 from suites.exhibits.exhibit import Exhibit
 
 pytestmark = pytest.mark.fast
 
 CHECKS = {check.name: check for check in COMPRESSOR_CHECKS + EVALUATOR_CHECKS}
-EXHIBITS = compressors.EXHIBITS + key_norm_compressors.EXHIBITS + evaluators.EXHIBITS
+EXHIBITS = (
+    compressors.EXHIBITS
+    + key_norm_compressors.EXHIBITS
+    + limits.EXHIBITS
+    + evaluators.EXHIBITS
+    + order_of_steps.EXHIBITS
+)
 ids = [exhibit.name for exhibit in EXHIBITS]
 
 

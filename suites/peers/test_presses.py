@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from knorm_core.contract import COMPRESSOR_CHECKS, Finding
-from knorm_core.contract.checks import Check
+from knorm_core.contract.checks import Check, registered
 from suites.peers.presses import DECLARED, LEFT_OUT, PRESSES, Press, needs_kvpress
 
 pytestmark = [pytest.mark.peers, needs_kvpress, pytest.mark.xdist_group("presses")]
 
-EVERY = [check for check in COMPRESSOR_CHECKS if "key_norm" not in check.needs]
-KEY_NORM = [check for check in COMPRESSOR_CHECKS if "key_norm" in check.needs]
+EVERY = registered("what comes back", "when it fires and what it depends on")
+KEY_NORM = registered("key norm")
 
 
 @functools.cache
@@ -42,9 +42,9 @@ def held_to() -> Iterator[object]:
 
 @pytest.mark.parametrize(("press", "check"), held_to())
 def test_press_keeps_the_promise(press, check):
-    found = finding(press.name, check)
-    if found is not None:
-        raise found
+    broken = finding(press.name, check)
+    if broken is not None:
+        raise broken
 
 
 def test_table_of_presses_and_checks(show_table, text_snapshot):
