@@ -13,6 +13,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import numpy as np
+
 # The adjuster leaves at least this many tokens before the first eviction ...
 SHORTEST_PHASE_1 = 32
 # ... and a text has to be long enough to score at least one token after them.
@@ -159,6 +161,8 @@ def check_keep_ratio(keep_ratio: Any) -> Fraction:
     """The keep ratio as the exact decimal that the user wrote; raises unless it is in (0, 1]."""
     if isinstance(keep_ratio, Fraction) and 0 < keep_ratio <= 1:
         return keep_ratio
+    if not isinstance(keep_ratio, numbers.Real) and getattr(keep_ratio, "shape", None) == ():  # a tensor of one number
+        keep_ratio = np.asarray(keep_ratio.detach().cpu() if hasattr(keep_ratio, "detach") else keep_ratio)[()]
     if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, numbers.Real):
         raise TypeError(f"keep_ratio={keep_ratio!r} is not a number: give one in (0, 1]")
     if not 0 < float(keep_ratio) <= 1:  # False for NaN too

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import product
 from typing import Any, TypeVar
 
@@ -19,7 +20,8 @@ from torch import nn
 
 from knorm_core.evaluation import Evaluation
 from knorm_core.methods import onepass, stepwise
-from knorm_core.methods.language_model import check_input_ids, sliding_windows, text_config
+from knorm_core.methods.anatomy import Anatomy, anatomy
+from knorm_core.methods.language_model import check_input_ids, check_late_positions, text_config
 from knorm_core.methods.probe import Support, support
 from knorm_core.setting import Arguments, Setting, SlowFallbackWarning, UnsupportedModelError, check_setting
 
@@ -57,9 +59,6 @@ class Evaluator:
     def __init__(self, model: nn.Module, input_ids: torch.Tensor | Sequence[int]) -> None:
         self.model = model
         self.ids = check_input_ids(model, input_ids)
-        config = text_config(model)
-        self._layers: int = config.num_hidden_layers
-        self._sliding = sliding_windows(config)
         self._supports: dict[Setting, Support] = {}
         self._results: dict[Setting, Evaluation] = {}
         self._fell_back = False
@@ -86,7 +85,16 @@ class Evaluator:
         """
         if not rows:
             raise ValueError("no rows: there is nothing to evaluate")
-        settings = {key: self._checked(row) for key, row in rows.items()}
+        asked = {key: row if isinstance(row, Arguments) else Arguments.of(row) for key, row in rows.items()}
+        # What is wrong whatever the model is, before the model is looked at.
+        layers = getattr(text_config(self.model), "num_hidden_layers", None) or self._anatomy.layers
+        settings = {
+            key: check_setting(arguments, seq_len=len(self.ids), layers=layers, sliding={})
+            for key, arguments in asked.items()
+        }
+        seen = self._anatomy
+        if seen.windows or seen.first_position or seen.layers != layers:
+            settings = {key: self._checked(arguments) for key, arguments in asked.items()}
         for setting in settings.values():
             allowed = self._support(setting)
             if one_pass and allowed.method != "onepass":
@@ -135,9 +143,24 @@ class Evaluator:
             )
         return True
 
-    def _checked(self, row: Mapping[str, Any] | Arguments) -> Setting:
-        arguments = row if isinstance(row, Arguments) else Arguments.of(row)
-        return check_setting(arguments, seq_len=len(self.ids), layers=self._layers, sliding=self._sliding)
+    @cached_property
+    def _anatomy(self) -> Anatomy:
+        """The model as it is seen at this length."""
+        seen = anatomy(self.model, len(self.ids))
+        if seen.refusal:
+            raise UnsupportedModelError(seen.refusal)
+        check_late_positions(self.model, self.ids, seen.first_position)
+        return seen
+
+    def _checked(self, arguments: Arguments) -> Setting:
+        seen = self._anatomy
+        return check_setting(
+            arguments,
+            seq_len=len(self.ids),
+            layers=seen.layers,
+            sliding=seen.windows,
+            first_position=seen.first_position,
+        )
 
     def _support(self, setting: Setting) -> Support:
         """What the model allows of a setting, asked once."""

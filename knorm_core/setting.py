@@ -125,6 +125,7 @@ class Setting:
         skip_layers: full-attention layers to leave alone.
         first_scored: index of the first token that is scored.
         first_eviction_after, method, compressor, allow_no_eviction: as `Arguments` has them.
+        first_position: what the model counts positions from: 0, or for RoBERTa and its like what follows the padding's.
     """
 
     seq_len: int
@@ -143,6 +144,7 @@ class Setting:
     method: str = "onepass"
     compressor: Callable[..., Any] | None = None
     allow_no_eviction: bool = False
+    first_position: int = 0
 
     @property
     def compresses(self) -> bool:
@@ -187,7 +189,7 @@ class Setting:
         "cache" is what transformers derives when nobody passes positions: the length of layer 0's cache.
         "rerotated" feeds the same ones, and moves the survivors so that they are right.
         """
-        positions = torch.arange(self.seq_len - 1)
+        positions = torch.arange(self.seq_len - 1) + self.first_position
         if self.positions != "absolute":
             for step, before, after in self.schedule(0):
                 positions[step:] -= before - after
@@ -198,7 +200,15 @@ class Setting:
         """One setting for all that are the same evaluation by definition."""
         if not self.compresses:
             whole = (Fraction(1),) * self.layers
-            return Setting(self.seq_len, self.layers, self.start, whole, first_scored=self.first_scored)
+            return Setting(
+                self.seq_len,
+                self.layers,
+                self.start,
+                whole,
+                sliding=self.sliding,
+                first_scored=self.first_scored,
+                first_position=self.first_position,
+            )
         if self.positions == "cache" and not self.schedule(0):  # layer 0 never shrinks
             return replace(self, positions="absolute")
         return self
@@ -221,7 +231,9 @@ class Setting:
         return ratios[0] if len(set(ratios)) == 1 else ratios
 
 
-def check_setting(arguments: Arguments, *, seq_len: int, layers: int, sliding: Mapping[int, int]) -> Setting:
+def check_setting(
+    arguments: Arguments, *, seq_len: int, layers: int, sliding: Mapping[int, int], first_position: int = 0
+) -> Setting:
     """The arguments of one evaluation, checked and spelled out.
 
     Args:
@@ -229,6 +241,7 @@ def check_setting(arguments: Arguments, *, seq_len: int, layers: int, sliding: M
         seq_len: tokens of the text.
         layers: of the model.
         sliding: window length of every layer that has one.
+        first_position: what the model counts positions from.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it, its value and what is allowed.
@@ -275,6 +288,7 @@ def check_setting(arguments: Arguments, *, seq_len: int, layers: int, sliding: M
         method="stepwise" if arguments.compressor is not None else arguments.method,
         compressor=arguments.compressor,
         allow_no_eviction=arguments.allow_no_eviction,
+        first_position=first_position,
     )
     if setting.positions == "rerotated":
         _check_rerotated(setting)

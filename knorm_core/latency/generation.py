@@ -20,7 +20,7 @@ from torch import nn
 from knorm_core.cache import apply_compressor, cache_argument, with_layers
 from knorm_core.compressor import l2_compress
 from knorm_core.counts import Eviction, cache_lengths, kept_count
-from knorm_core.methods.language_model import sliding_windows, text_config
+from knorm_core.methods.anatomy import anatomy
 from knorm_core.setting import asked_to_compress
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class Job:
         return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
 
     @cached_property
-    def sliding(self) -> dict[int, int]:
+    def sliding(self) -> Mapping[int, int]:
         """Window by layer index; these layers are never compressed."""
-        return sliding_windows(text_config(self.model))
+        return anatomy(self.model, self.prompt_tokens + self.new_tokens).windows
 
     def schedule(self, keep_ratio: float) -> tuple[Eviction, ...]:
         return generation_schedule(self.prompt_tokens, self.new_tokens, self.prune_after, keep_ratio)

@@ -47,10 +47,17 @@ def register_attention(name: str, forward: Callable[..., Any]) -> None:
 
 def last_logits(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
     """Logits of the last ``count`` tokens of one forward pass: (batch, length) to (batch, count, vocabulary)."""
-    inputs = {"input_ids": fed, "position_ids": positions.unsqueeze(0).to(fed.device), "use_cache": False}
+    inputs = {"input_ids": fed, "use_cache": False, **position_argument(model, positions.to(fed.device))}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = count
     return model(**inputs).logits[:, -count:]
+
+
+def position_argument(module: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Positions (length,) or (batch, length) as a forward call of ``module`` takes them, if it does."""
+    parameters = inspect.signature(module.forward).parameters
+    takes = "position_ids" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return {"position_ids": torch.atleast_2d(positions)} if takes else {}
 
 
 def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

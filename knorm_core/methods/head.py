@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core.methods.forward import private_copy
+from knorm_core.methods.forward import position_argument, private_copy
 from knorm_core.setting import UnsupportedModelError
 
 _PROBED = 4  # tokens on which the head is checked against the model
@@ -78,7 +78,7 @@ def last_states(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, co
     ``model`` is a private copy; its head is not run.
     """
     states = body_of(model)(
-        input_ids=fed, position_ids=positions[None].to(fed.device), use_cache=False
+        input_ids=fed, use_cache=False, **position_argument(model, positions.to(fed.device))
     ).last_hidden_state
     return states[:, -count:].clone()
 

@@ -1,18 +1,21 @@
-"""What is read off a model: its configuration, the layers that slide, and the token ids that it takes."""
+"""What is read off a model: its configuration, and the token ids that it takes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from knorm_core.counts import SHORTEST_TEXT
-from knorm_core.setting import UnsupportedModelError
 
 
 def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
     """One text's token ids as (n,) int64 on the model's device, or an error that says what is wrong."""
+    _check_model(model)
+    if isinstance(input_ids, Mapping):
+        raise TypeError(f"input_ids is a {type(input_ids).__name__}: give its input_ids alone")
     ids = torch.as_tensor(input_ids)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         if ids.numel() == 0:
@@ -30,38 +33,40 @@ def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
         wrong = low if low < 0 else high
         raise ValueError(f"input_ids holds {wrong}, but the model's vocabulary is 0 … {vocabulary - 1}")
     limit = getattr(text_config(model), "max_position_embeddings", None)
-    if limit and len(ids) > limit:
+    if limit and 0 < limit < len(ids):
         raise ValueError(
             f"input_ids has {len(ids)} tokens, but the model has {limit} positions; cut the text (max_eval_tokens)"
         )
     return ids.long().to(model.device)  # type: ignore[arg-type]
 
 
+def check_late_positions(model: nn.Module, ids: torch.Tensor, first_position: int) -> None:
+    """Refuse a text that a model cannot place which counts positions from what follows the padding's.
+
+    Such a model (RoBERTa and its like) has so many positions fewer, and gives padding no position of its own, so that
+    every later token's would be another.
+    """
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    if first_position and limit and len(ids) > limit - first_position > 0:
+        raise ValueError(
+            f"input_ids has {len(ids)} tokens, but the model has {limit} positions, the first {first_position} of "
+            f"them not for tokens; cut the text (max_eval_tokens)"
+        )
+    padding = text_config(model).pad_token_id if first_position else None
+    if padding is not None and bool((ids == padding).any()):
+        raise ValueError(
+            f"input_ids holds the padding token {padding}, to which {type(model).__name__} gives no position of its "
+            f"own: leave it out of the text"
+        )
+
+
+def _check_model(model: nn.Module) -> None:
+    if hasattr(model, "config") and hasattr(model, "get_input_embeddings"):
+        return
+    within = ": give the model within it (.module)" if isinstance(getattr(model, "module", None), nn.Module) else ""
+    raise TypeError(f"model is a {type(model).__name__}, not a causal language model of transformers{within}")
+
+
 def text_config(model: nn.Module) -> Any:
     """The configuration of the language part of a model."""
     return model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
-
-
-def sliding_windows(config: Any) -> dict[int, int]:
-    """Window length by layer index, for the layers that transformers gives a sliding window.
-
-    Raises:
-        UnsupportedModelError: a layer neither attends to the whole text nor slides, or has no keys of its own.
-    """
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:  # families in which all layers are alike, such as Mistral
-        chunked = getattr(config, "attention_chunk_size", None)
-        kind = "sliding_attention" if window else "chunked_attention" if chunked else "full_attention"
-        kinds = [kind] * config.num_hidden_layers
-    others = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if others:
-        raise UnsupportedModelError(
-            f"{config.model_type} has layers of kind {', '.join(others)}: only layers that attend to the whole text "
-            f"or to a sliding window can be evaluated exactly"
-        )
-    if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
-        raise UnsupportedModelError(
-            f"{config.model_type} has layers that read the keys of other layers: an eviction there has no meaning yet"
-        )
-    return {layer: int(window) for layer, kind in enumerate(kinds) if kind == "sliding_attention" and window}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +47,7 @@ class _Walk:
     # (layer, what was fed to it, scale and soft-capping) -> deaths of the keys, or None where nothing is evicted
     deaths: Callable[[int, Fed, Logits], torch.Tensor | None]
     phase_1: int
+    sliding: Mapping[int, int] = field(default_factory=dict)  # window by layer
     steps: Sequence[int] = ()  # of all evictions, where survivors move
     move: Move | None = None
     prior: Sequence[Fed] | None = None  # of the tokens before this pass, per layer
@@ -156,6 +157,7 @@ def _feed(
         layers=setting.layers,
         deaths=deaths,
         phase_1=min(setting.start, setting.seq_len - 1),
+        sliding=setting.sliding,
         prior=prefix.fed if prefix else None,
         steps=[eviction.step for eviction in setting.schedule(0)],
         move=move,
@@ -173,12 +175,44 @@ def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> 
     length = min(setting.start, setting.seq_len - 1)
     fed = input_ids[:length]
     model = private_copy(model, ATTENTION)
-    walk = _Walk(setting.layers, lambda layer, fed, _: window_deaths(setting, layer, fed[1]), phase_1=length, keep=True)
     scored = setting.first_scored == 1
+    positions = setting.fed_positions()[:length]
+    logits, kept = feed_plainly(model, fed[None], positions, setting, count=length if scored else 1)
+    nll = token_nll(logits[0], input_ids[1 : length + 1]) if scored else torch.zeros(0, dtype=torch.float64)
+    return Prefix(model, kept, length, nll)
+
+
+@torch.inference_mode()
+def feed_plainly(
+    private: nn.Module,
+    fed: torch.Tensor,
+    positions: torch.Tensor,
+    setting: Setting,
+    *,
+    count: int,
+    prior: Sequence[Fed] | None = None,
+) -> tuple[torch.Tensor, tuple[Fed, ...]]:
+    """One pass that evicts nothing, as all passes of this module are made.
+
+    Args:
+        private: a private copy with the attention of this module.
+        fed: (batch, length), int64; positions: (length,) or (batch, length).
+        setting: for the model's layers and windows.
+        count: how many logits are wanted, of the last tokens.
+        prior: queries, keys and values of every layer of the tokens before these.
+
+    Returns:
+        Logits (batch, count, vocabulary), and queries, keys and values of these tokens, per layer.
+    """
+
+    def deaths(layer: int, each: Fed, _: Logits) -> torch.Tensor | None:
+        return window_deaths(setting, layer, each[1])
+
+    length = fed.shape[1]
+    walk = _Walk(setting.layers, deaths, phase_1=length, sliding=setting.sliding, prior=prior, keep=True)
     with _walking(walk):
-        logits = last_logits(model, fed[None], setting.fed_positions()[:length], length if scored else 1)[0]
-    nll = token_nll(logits, input_ids[1 : length + 1]) if scored else torch.zeros(0, dtype=torch.float64)
-    return Prefix(model, tuple(walk.kept), length, nll)
+        logits = last_logits(private, fed, positions, count)
+    return logits, tuple(walk.kept)
 
 
 def _to_the_front(fed: torch.Tensor, frequencies: torch.Tensor) -> Move:
@@ -258,12 +292,17 @@ def _attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
-    **others: Any,
+    **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: (batch, heads, length, head_dim) in, (batch, length, heads, …) out."""
     walk = _walk.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     walk.seen.append(layer)
+    if key.shape[2] != query.shape[2]:
+        raise UnsupportedModelError(
+            f"attention of layer {layer} receives {key.shape[2]} keys for {query.shape[2]} tokens: something puts keys "
+            f"of its own before the text's (prefix tuning does), and to evict them has no meaning yet"
+        )
     fed = (query, key, value)
     if walk.keep:
         walk.kept.append(fed)
@@ -274,7 +313,7 @@ def _attention_forward(
     if walk.move is not None and deaths is not None:
         out = moving_attention(query, key, value, deaths, walk.steps, walk.move, scale=scaling, softcap=softcap)
         return out.transpose(1, 2).contiguous(), None
-    window = others.get("sliding_window")
+    window = walk.sliding.get(layer)
     out = mortal_attention(
         query,
         key,

@@ -15,8 +15,9 @@ from torch import nn
 
 from knorm_core.cache import Pair, apply_compressor, cache_argument, take, with_layers
 from knorm_core.counts import Eviction
-from knorm_core.methods.forward import copy_sharing_weights, private_copy, token_nll
-from knorm_core.methods.probe import WATCHED, check_equal_lengths
+from knorm_core.methods.cached_attention import WATCHED
+from knorm_core.methods.forward import copy_sharing_weights, position_argument, private_copy, token_nll
+from knorm_core.methods.probe import check_equal_lengths
 from knorm_core.methods.rotation import rotary_frequencies, rotate
 from knorm_core.methods.watched import Watched, watching
 from knorm_core.policy import Seen, check_no_nan, checked_scores, checked_state
@@ -49,10 +50,8 @@ def run(
     Raises:
         UnsupportedModelError: the model's own attention would not be right after an eviction.
     """
-    from transformers import DynamicCache
-
     model = private_copy(model, attention) if attention else copy_sharing_weights(model)
-    cache = DynamicCache(config=model.config) if setting.sliding else DynamicCache()
+    cache = _empty_cache(setting)
     frequencies = rotary_frequencies(model) if setting.positions == "rerotated" else None
     watched: dict[int, Watched] = {}
     policy = None if setting.compressor else _Policy(setting, watched, frequencies)
@@ -69,12 +68,12 @@ def run(
                     evictions[layer].append(Eviction(step, old, new))
             if attention is None:
                 check_equal_lengths(model, _lengths(cache))
-        position = _lengths(cache)[0] if setting.positions != "absolute" and step else step
+        position = setting.first_position + (_lengths(cache)[0] if setting.positions != "absolute" and step else step)
         with watching(watched if attention == WATCHED else None):
             logits = model(
                 input_ids=input_ids[None, step : step + 1],
-                position_ids=torch.tensor([[position]], device=input_ids.device),
                 use_cache=True,
+                **position_argument(model, torch.tensor([position], device=input_ids.device)),
                 **cache_argument(model, cache),
             ).logits[0]
         if policy:
@@ -82,6 +81,17 @@ def run(
         if step + 1 >= setting.first_scored:
             losses.append(token_nll(logits, input_ids[step + 1 : step + 2]))
     return torch.cat(losses), tuple(map(tuple, evictions))
+
+
+def _empty_cache(setting: Setting) -> DynamicCache:
+    """A cache whose layers slide as the model's do, whatever its configuration says of them."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    cache = DynamicCache()
+    windows = [setting.sliding.get(layer) for layer in range(setting.layers)]
+    cache.layers = [DynamicSlidingWindowLayer(sliding_window=one) if one else DynamicLayer() for one in windows]
+    return cache
 
 
 class _Policy:

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.functional import softmax
 from torch.overrides import TorchFunctionMode
 
+from knorm_core.methods.cached_attention import WATCHED, eager_attention
 from knorm_core.methods.forward import register_attention
-from knorm_core.methods.probe import WATCHED, eager_attention
 
 
 class Watched:
@@ -81,7 +81,12 @@ def watching(watched: dict[int, Watched] | None) -> Iterator[None]:
 
 
 def _watched_attention(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **arguments: Any
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    **arguments: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """transformers' attention interface: one query (1, heads, 1, head_dim) attends to every key it is given."""
     with _Float64Softmax():

@@ -240,6 +240,7 @@ def test_a_model_of_which_every_layer_slides_has_nothing_to_compress():
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
+        num_key_value_heads=2,
         sliding_window=9,
     )
     model = transformers.AutoModelForCausalLM.from_config(config)
@@ -249,12 +250,12 @@ def test_a_model_of_which_every_layer_slides_has_nothing_to_compress():
 
 @pytest.mark.parametrize("family", ["Bloom", "Mpt"])
 @pytest.mark.parametrize("method", ["onepass", "stepwise"])
-def test_families_that_ignore_position_ids_are_refused(family, method):
+def test_families_whose_bias_goes_by_place_are_refused(family, method):
     import transformers
 
     config = getattr(transformers, f"{family}Config")(
         vocab_size=97, hidden_size=32, d_model=32, n_layer=2, n_layers=2, n_head=4, n_heads=4, max_seq_len=512
     )
     model = transformers.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UnsupportedModelError, match=f"{family}ForCausalLM (ignores|takes no) position_ids"):
+    with pytest.raises(UnsupportedModelError, match=f"{family}ForCausalLM reads the distance of a key off its place"):
         evaluate(model, random_ids(60), keep_ratio=0.5, prune_after=40, method=method)

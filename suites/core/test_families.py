@@ -19,10 +19,10 @@ from knorm_core import (
     l2_compress,
 )
 from knorm_core.experiments.divergence import divergence
-from knorm_core.methods.probe import attention_support
+from knorm_core.methods.anatomy import anatomy
 from suites.core.questions import questions, text_for
 from suites.core.test_methods_agree import assert_equal
-from suites.families import FAMILIES, FULL, PROMISED, SLIDING, SLOW, random_ids, tiny_model
+from suites.families import FAMILIES, FULL, PROMISED, SLIDING, SLOW, VOCABULARY, random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
 
@@ -267,32 +267,76 @@ def test_a_window_over_places_in_the_cache_is_refused_where_it_would_bite(method
 # --- what neither can
 
 
+_TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": None,
+}
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("config", "arguments", "message"),
     [
-        ({"layer_types": [FULL, "chunked_attention", FULL]}, "layers of kind chunked_attention"),
-        ({"layer_types": [FULL, "linear_attention", FULL]}, "layers of kind linear_attention"),
-        ({"attention_chunk_size": 32, "layer_types": None}, "layers of kind chunked_attention"),
-        ({"num_kv_shared_layers": 1}, "layers that read the keys of other layers"),
+        (
+            "Llama4TextConfig",
+            {"attention_chunk_size": 24, "intermediate_size_mlp": 32, "num_local_experts": 2},
+            "hides keys in another way than a sliding window does: of .* it leaves the latest",
+        ),
+        (
+            "Qwen3NextConfig",
+            {
+                "layer_types": [FULL, "linear_attention", FULL],
+                "num_experts": 2,
+                "num_experts_per_tok": 1,
+                "moe_intermediate_size": 16,
+                "shared_expert_intermediate_size": 16,
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 2,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+            },
+            "keeps (something else than growing keys in layers|no cache of keys)",
+        ),
+        (
+            "Gemma3nTextConfig",
+            {
+                "num_hidden_layers": 4,
+                "num_kv_shared_layers": 2,
+                "layer_types": [FULL, SLIDING, FULL, SLIDING],
+                "sliding_window": 16,
+                "intermediate_size": 32,
+                "vocab_size_per_layer_input": VOCABULARY,
+                "hidden_size_per_layer_input": 8,
+                "activation_sparsity_pattern": [0.0] * 4,
+                "laurel_rank": 8,
+            },
+            "keeps something else than growing keys in layers|4 calls for its 2 layers|keeps no keys in layers",
+        ),
     ],
 )
-def test_layers_without_keys_to_evict_are_refused(change, message):
-    model = tiny_model("qwen3", seed=5)
-    before = {name: getattr(model.config, name, None) for name in change}
-    vars(model.config).update(change)
-    try:
-        for method in ("onepass", "stepwise"):
-            with pytest.raises(UnsupportedModelError, match=message):
-                evaluate(model, random_ids(60), keep_ratio=0.5, method=method)
-    finally:
-        vars(model.config).update(before)
+def test_layers_without_keys_to_evict_are_refused(config, arguments, message):
+    import transformers
+
+    made = getattr(transformers, config)(**{**_TINY, **arguments})
+    model = transformers.AutoModelForCausalLM.from_config(made, dtype=torch.float32).eval()
+    for method in ("onepass", "stepwise"):
+        with pytest.raises(UnsupportedModelError, match=message):
+            evaluate(model, random_ids(60), keep_ratio=0.5, method=method)
 
 
 def test_attention_in_both_directions_is_refused():
     model = tiny_model("llama", seed=6)
     model.model.layers[1].self_attn.is_causal = False
     for method in ("onepass", "stepwise"):
-        with pytest.raises(UnsupportedModelError, match="layer 1 is not causal"):
+        with pytest.raises(
+            UnsupportedModelError,
+            match=r"not causal: where tokens that are fed later change, .* part by \d+",
+        ):
             evaluate(model, random_ids(60), keep_ratio=0.5, method=method)
 
 
@@ -303,8 +347,8 @@ def test_attention_with_a_scale_of_its_own_is_found_out():
     _, arguments = FAMILIES["gpt2"]
     config = transformers.GPT2Config(**arguments, scale_attn_by_inverse_layer_idx=True)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    obstacle = attention_support(model).obstacle
-    assert obstacle == (None if transformers.__version__ >= "5" else "layer 1 is not plain attention")
+    obstacle = anatomy(model, 60).obstacle
+    assert obstacle == ("" if transformers.__version__ >= "5" else "layer 1 is not plain attention")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SlowFallbackWarning)
         ours = evaluate(model, random_ids(60), keep_ratio=1.0, score_from="start").nll

@@ -1,0 +1,172 @@
+"""A few tokens through a model's own forward: the measure that all else is held against."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from knorm_core.methods.forward import copy_sharing_weights
+from knorm_core.methods.language_model import text_config
+from knorm_core.setting import UnsupportedModelError
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class OwnForward:
+    """What a model's own code makes of a few tokens.
+
+    Attributes:
+        model: a private copy, with the attention that the model has.
+        ids: the tokens (1, 8); other: the same but for the later half.
+        logits: (8, vocabulary).
+        pairs: keys and values that its own cache holds of them, per layer, the oldest perhaps gone from a window.
+        cached_windows: windows that its own cache is made for.
+        name: of the model's class.
+    """
+
+    model: nn.Module
+    ids: torch.Tensor
+    other: torch.Tensor
+    logits: torch.Tensor
+    pairs: tuple[Pair, ...]
+    cached_windows: frozenset[int]
+    name: str
+
+    @property
+    def named_windows(self) -> frozenset[int]:
+        """Whatever the model has that could be the length of a window: where to look, not what to believe."""
+        return self.cached_windows | {
+            value
+            for name, value in vars(text_config(self.model)).items()
+            if any(part in name for part in ("window", "chunk", "local"))
+            and isinstance(value, int)
+            and not isinstance(value, bool)
+            and value > 0
+        }
+
+    def must_be_causal(self) -> None:
+        """Change later tokens, and compare earlier logits.
+
+        Raises:
+            UnsupportedModelError: they changed too.
+        """
+        half = self.ids.shape[1] // 2
+        logits = self.model(input_ids=self.other, use_cache=False).logits[0, :half]
+        if (apart := distance(logits, self.logits[:half])) > tolerance(logits):
+            raise UnsupportedModelError(
+                f"{self.name} is not causal: where tokens that are fed later change, earlier logits part by {apart:.1%}"
+            )
+
+
+def own_forward(model: nn.Module) -> OwnForward:
+    """Feed a few tokens through the model's own code.
+
+    Raises:
+        UnsupportedModelError: it fails, or leaves no growing keys of every token in every layer.
+    """
+    name = type(model).__name__
+    own = copy_sharing_weights(model)
+    ids, other = _tokens(model)
+    parameters = inspect.signature(own.forward).parameters
+    if "use_cache" not in parameters and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        raise UnsupportedModelError(f"{name} keeps no cache of keys: its forward takes no use_cache")
+    try:
+        out = own(input_ids=ids, use_cache=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a family's own code makes of plain tokens
+        raise UnsupportedModelError(
+            f"{name} cannot be fed token ids alone: its own forward fails with {type(error).__name__}: {error}"
+        ) from error
+    logits = getattr(out, "logits", None)
+    if logits is None:
+        raise UnsupportedModelError(
+            f"{name} makes no logits: give a causal language model, such as AutoModelForCausalLM loads"
+        )
+    if logits.ndim != 3 or logits.shape[:2] != ids.shape:
+        raise UnsupportedModelError(
+            f"{name} makes logits {tuple(logits.shape)} of {ids.shape[1]} tokens: not one per token"
+        )
+    cache = getattr(out, "past_key_values", None) or getattr(out, "cache", None)
+    cache = getattr(cache, "self_attention_cache", cache)
+    pairs, windows = _read(name, cache, ids.shape[1])
+    return OwnForward(own, ids, other, logits[0], pairs, windows, name)
+
+
+def _read(name: str, cache: Any, tokens: int) -> tuple[tuple[Pair, ...], frozenset[int]]:
+    from transformers import Cache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if not isinstance(cache, Cache) or not cache.layers:
+        kind = "none" if cache is None else f"a {type(cache).__name__}"
+        raise UnsupportedModelError(
+            f"{name} keeps no cache of keys that grows token by token (its forward hands on {kind})"
+        )
+    others = [
+        index
+        for index, layer in enumerate(cache.layers)
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
+    ]
+    if others:
+        kinds = sorted({type(cache.layers[index]).__name__ for index in others})
+        raise UnsupportedModelError(
+            f"{name} keeps something else than growing keys in layers {others} ({', '.join(kinds)}): only layers that "
+            f"attend to the whole text or to a sliding window can be evaluated exactly"
+        )
+    empty = [index for index, layer in enumerate(cache.layers) if layer.keys is None or layer.keys.numel() == 0]
+    if empty:
+        raise UnsupportedModelError(
+            f"{name} keeps no keys in layers {empty}, which read the keys of other layers or none: an eviction there "
+            f"has no meaning yet"
+        )
+    if (most := max(layer.keys.shape[2] for layer in cache.layers)) > tokens:
+        raise UnsupportedModelError(
+            f"{name} caches {most} keys of {tokens} tokens: something puts keys of its own before the text's (prefix "
+            f"tuning does), and to evict them has no meaning yet"
+        )
+    odd = [
+        i
+        for i, layer in enumerate(cache.layers)
+        if layer.keys.ndim != 4 or layer.keys.shape[:3] != layer.values.shape[:3]
+    ]
+    if odd:
+        raise UnsupportedModelError(f"{name} does not cache keys and values head by head in layers {odd}")
+    windows = frozenset(int(layer.sliding_window) for layer in cache.layers if type(layer) is DynamicSlidingWindowLayer)
+    return tuple((layer.keys, layer.values) for layer in cache.layers), windows
+
+
+def _tokens(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two texts, each (1, 8), whose first halves are the same; without padding, which some models pass over."""
+    table = model.get_input_embeddings()  # type: ignore[operator]
+    padding = getattr(text_config(model), "pad_token_id", None)
+    ids = torch.arange(3, 3 + 8 * _TOKENS, dtype=torch.int64) % table.num_embeddings
+    ids = ids[ids != (-1 if padding is None else padding)][: _TOKENS + _TOKENS // 2].to(table.weight.device)
+    half = _TOKENS // 2
+    return ids[None, :_TOKENS], torch.cat([ids[:half], ids[_TOKENS:]])[None]
+
+
+def distance(logits: torch.Tensor, measure: torch.Tensor) -> float:
+    """The most that logits of one token (tokens, vocabulary) part from those of the measure, relative to their size.
+
+    Logits are the same up to a constant. What is not finite in the measure cannot be compared.
+    """
+    if logits.shape != measure.shape:
+        return float("inf")
+    logits, measure = (each.double() - each.double().mean(-1, keepdim=True) for each in (logits, measure))
+    apart = (logits - measure).norm(dim=-1) / measure.norm(dim=-1).clamp_min(1e-30)
+    comparable = apart[measure.isfinite().all(-1)].nan_to_num(torch.inf)
+    return float(comparable.max()) if comparable.numel() else 0.0
+
+
+def tolerance(logits: torch.Tensor) -> float:
+    """How far two ways of computing the same logits may part: rounding, of which half precision has much.
+
+    Models round to float32 in places (RMSNorm, rotary tables, a softmax) even where they are float64.
+    """
+    return {torch.float64: 1e-5, torch.float32: 3e-4}.get(logits.dtype, 0.1)
