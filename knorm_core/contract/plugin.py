@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 
+from knorm_core.contract.command_line import options, pytest_cmdline_main, pytest_load_initial_conftests
+
+__all__ = ["pytest_cmdline_main", "pytest_load_initial_conftests"]  # hooks too
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("knorm", "KV-cache compression by key norm (knorm)")
+    group = options(parser)
     group.addoption(
         "--knorm-compressor",
         action="append",

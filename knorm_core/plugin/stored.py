@@ -1,4 +1,4 @@
-"""Results that need not be computed again, or not here: the store and the cluster of the command line.
+"""Results from the store or the cluster of the command line.
 
 They are for the reproduction and its experiments, whose numbers are looked at. What exists to compute, the
 tests of every commit and the goldens, is kept from them.
@@ -6,12 +6,14 @@ tests of every commit and the goldens, is kept from them.
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
 
+from knorm_core.contract.command_line import options
 from knorm_core.evaluation import Evaluation
 from knorm_core.plugin.inputs import LoadedModel
 from knorm_core.setting import SlowFallbackWarning
@@ -25,6 +27,30 @@ from knorm_core.sweeps.store import Store, store_of
 _TALLY = "knorm_results"
 _stores: pytest.StashKey[list[Store]] = pytest.StashKey()
 _tallies: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = options(parser)
+    group.addoption(
+        "--knorm-store",
+        type=_store,
+        default=None,
+        metavar="FILE.sqlite|off",
+        help="where results are kept and found again by later runs of the reproduction, or off to compute them "
+        "anew (default: $KNORM_STORE, else results.sqlite in the user's cache folder)",
+    )
+    group.addoption(
+        "--knorm-scheduler",
+        default=None,
+        metavar="ADDRESS",
+        help="Dask scheduler (tcp://…) whose workers are to compute the reproduction's tables (default: this machine)",
+    )
+
+
+def _store(value: str) -> str:
+    if value != "off" and not value.endswith(".sqlite"):
+        raise argparse.ArgumentTypeError(f"{value!r} is neither off nor the name of a file that ends in .sqlite")
+    return value
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -33,12 +33,10 @@ def short_texts(language_model, texts_of):
 
 
 @pytest.fixture
-def check_rows(language_model, golden, request):
-    """``check_rows(name, rows, key, texts, **settings)``: against the baseline, where numbers are float64."""
+def check_rows(language_model, golden):
+    """``check_rows(name, rows, key, texts, **settings)``: against the baseline."""
 
     def check(name, rows, key, texts, *, rtol=1e-6, atol=0.0, **settings):
-        if request.config.getoption("knorm_dtype") != "float64":
-            pytest.skip("baselines are float64: the table is shown at the end and not compared")
         source = made_from(language_model, texts, **settings)
         golden.check(f"{language_model.slug}/{name}", rows, key=key, made_from=source, rtol=rtol, atol=atol)
 
