@@ -62,6 +62,7 @@ class Staging:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.digests: dict[str, str] = {}
+        self._tests: dict[str, str] = {}  # which test has staged a file
         self.changes: list[tuple[str, ...]] | None = None
         self.problem = ""
         root.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,10 @@ class Staging:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, content in report.user_properties:
             if name == _PROPERTY and isinstance(content, dict):
+                for file, digest in content.items():
+                    test = self._tests.setdefault(file, report.nodeid)
+                    if test != report.nodeid and digest != self.digests[file]:
+                        self.problem = f"{file} is staged by two tests that differ: {test} and {report.nodeid}"
                 self.digests |= content
 
     @pytest.hookimpl(optionalhook=True)
@@ -82,7 +87,7 @@ class Staging:
     def accept(self) -> None:
         """Move everything into place, or set `problem` and leave everything as it was."""
         try:
-            self.problem = self._incomplete()
+            self.problem = self.problem or self._incomplete()
             if not self.problem:
                 changes = list(_changes(self.folder, self.root))
                 replace_all(self.folder, self.root)
@@ -108,7 +113,7 @@ class Staging:
             if name not in self.digests:
                 return f"{name} was staged by no test of this run"
             if _digest_on_disk(staged[name]) != self.digests[name]:
-                return f"{name} is not what its test has staged: two tests share that name, or it was written over"
+                return f"{name} is not what its test has staged: another program has written over it"
         return ""
 
 

@@ -22,7 +22,7 @@ from knorm_core.sweeps.cluster import ClusterError
 from knorm_core.sweeps.codec import Codec, remember
 from knorm_core.sweeps.outcome import Outcome
 from knorm_core.sweeps.run import run_cells, shown
-from knorm_core.sweeps.store import Store, store_of
+from knorm_core.sweeps.store import Store, StoreWarning, store_of
 
 _TALLY = "knorm_results"
 _stores: pytest.StashKey[list[Store]] = pytest.StashKey()
@@ -56,7 +56,7 @@ def _store(value: str) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_stores], config.stash[_tallies] = [], []
     try:
-        store_of(config.getoption("knorm_store"))
+        _store_or_none(config)
     except ValueError as error:
         raise pytest.UsageError(f"KNORM_STORE: {error}, or is off") from None
 
@@ -68,11 +68,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} is marked {computes.pop()}, so it has to compute: no result_store")
 
 
+def _store_or_none(config: pytest.Config) -> tuple[Store | None, str]:
+    """The store, or None and why there is none although it was not switched off.
+
+    Raises:
+        ValueError: KNORM_STORE names no store.
+    """
+    try:
+        return store_of(config.getoption("knorm_store"), fresh=bool(config.getoption("force_regen"))), ""
+    except RuntimeError as error:  # a user without a home has no cache folder
+        return None, f"results are not stored: {error}; --knorm-store FILE.sqlite names a place for them"
+
+
 @pytest.fixture(scope="session")
 def result_store(request: pytest.FixtureRequest) -> Store | None:
     """The store of --knorm-store; with --force-regen nothing is looked up in it."""
     config = request.config
-    store = store_of(config.getoption("knorm_store"), fresh=bool(config.getoption("force_regen")))
+    store, problem = _store_or_none(config)
+    if problem:
+        warnings.warn(StoreWarning(problem), stacklevel=1)
     if store is not None:
         config.stash[_stores].append(store)
     return store
