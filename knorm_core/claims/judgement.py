@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from knorm_core.claims.answer import Outcome, all_of
 from knorm_core.claims.checks import CHECKS
 from knorm_core.claims.loading import ANY_MODEL, Claim, Fault
-from knorm_core.claims.tables import Missing, Tables, models, slugs
+from knorm_core.claims.tables import Missing, Tables, models, named_after
 from knorm_core.results.records import Number, Results, StandIn, Verdict
 
 REPRODUCED, EXPLAINED, REFUTED, NOT_TESTABLE = "reproduced", "explained", "refuted", "not testable here"
@@ -43,7 +43,7 @@ def judge(claims: Iterable[Claim], results: Results) -> list[Verdict]:
 
 
 def _judge(claim: Claim, results: Results) -> Verdict:
-    own = models(results) if claim.about == ANY_MODEL else slugs(claim.about)
+    own = models(results) if claim.about == ANY_MODEL else named_after(results, claim.about)
     findings, missing = [], ""
     for model in own:
         try:

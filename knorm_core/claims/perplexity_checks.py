@@ -8,7 +8,17 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from knorm_core.claims.answer import MORE_TOKENS, Outcome, all_of, figure, shown
-from knorm_core.claims.tables import Interval, Missing, Tables, between, describe, find_row, interval, number, slugs
+from knorm_core.claims.tables import (
+    Interval,
+    Missing,
+    Tables,
+    between,
+    describe,
+    find_row,
+    interval,
+    named_after,
+    number,
+)
 from knorm_core.results.records import Number, Table
 
 
@@ -156,7 +166,7 @@ def shrinks_with_size(tables: Tables, name: str, *, models: Sequence[str], row: 
     """The change at ``row`` is smaller in every larger one of these models (smallest first, two or more measured)."""
     measured: dict[str, Interval] = {}
     for model in models:
-        for slug in slugs(model):
+        for slug in named_after(tables.results, model):
             try:
                 table = tables.table(name, slug)
             except Missing:

@@ -26,8 +26,9 @@ from knorm_core.inputs.models import (
     model_identity,
 )
 from knorm_core.inputs.texts import TEXT_GROUPS, TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
+from knorm_core.methods.language_model import text_config
 from knorm_core.plugin.settings import parametrised
-from knorm_core.setting import UnsupportedModelError, text_config
+from knorm_core.setting import UnsupportedModelError
 
 TEST_DEVICE = os.environ.get("KNORM_TEST_DEVICE", "cuda")
 

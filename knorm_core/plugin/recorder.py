@@ -146,7 +146,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if recorder is None:
         return
     if recorder.ledger is not None:
-        recorder.ledger.show(terminalreporter)
+        recorder.ledger.show(terminalreporter, untested=config.getoption("knorm_claims"))
     if recorder.unreadable:
         terminalreporter.line(f"earlier results were replaced: {recorder.unreadable}", yellow=True)
     for sentence, bad in recorder.told:

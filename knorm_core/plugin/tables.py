@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -28,7 +28,10 @@ def show_table(record_property: Callable[[str, object], None]) -> Callable[..., 
     return show
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
+    """Tables come after all that others have to say: what was asked for is the last thing on the screen."""
+    yield
     contents = [
         value
         for outcome in ("passed", "failed", "skipped")
