@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 # Options without a value; what follows them is an argument of its own.
-FLAGS = ("--knorm-explore", "--knorm-claims")
+FLAGS = ("--knorm-explore", "--knorm-claims", "--knorm-progress")
 _ADDOPTS = "PYTEST_ADDOPTS"
 
 

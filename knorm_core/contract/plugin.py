@@ -49,6 +49,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what is wrong with a name before anything is collected."""
+    for option in ("--knorm-compressor", "--knorm-evaluator"):
+        named(config, option)
+
+
 def named(config: pytest.Config, option: str) -> list[Any]:
     """The objects that ``--knorm-compressor`` or ``--knorm-evaluator`` names.
 
@@ -67,10 +74,10 @@ def _load(config: pytest.Config, option: str, name: str) -> Any:
         sys.path.append(folder)  # 'pytest' alone, unlike 'python -m pytest', does not see the current folder
     try:
         thing = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever importing it raises
         raise pytest.UsageError(
-            f"{option}={name}: cannot import {module_name} ({error}), looked in {folder} too"
-        ) from error
+            f"{option}={name}: cannot import {module_name} ({type(error).__name__}: {error}), looked in {folder} too"
+        ) from None
     for part in qualified.split("."):
         if not hasattr(thing, part):
             raise pytest.UsageError(f"{option}={name}: {module_name} has no {qualified}")

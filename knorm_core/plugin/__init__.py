@@ -46,6 +46,6 @@ pytest_plugins = [
     f"knorm_core.plugin.{name}"
     for name in (
         "extras",
-        "settings", "inputs", "tables", "recorder", "regeneration", "golden", "stored",
+        "settings", "inputs", "tables", "recorder", "regeneration", "golden", "stored", "progress",
     )
 ]  # fmt: skip

@@ -144,6 +144,7 @@ def _load_or_fail(name: str, dtype: str, device: str) -> LoadedModel:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Say what is wrong with a name once, before anything runs."""
+    config.addinivalue_line("markers", "reads_text(name): a text set or group that the test reads; see --knorm-text")
     try:
         for part in config.getoption("knorm_text").split(","):
             text_names(part)
@@ -220,6 +221,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # One worker per text set: what its tests share is computed once.
         names = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in text_sets(metafunc.config)]
         metafunc.parametrize("text_set", names, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where --knorm-text names texts, tests of other texts (marker ``reads_text``) are left out."""
+    if config.getoption("knorm_text") == "embedded":
+        return
+    named = set(text_sets(config))
+    others = [item for item in items if (read := _texts_read(item)) and not named & read]
+    if others:
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
+
+
+def _texts_read(item: pytest.Item) -> set[str]:
+    """The text sets that a test of the reproduction reads; empty where it does not say."""
+    if any(True for _ in item.iter_markers("fast")):
+        return set()
+    parameter = getattr(item, "callspec", None) and item.callspec.params.get("text_set")  # type: ignore[attr-defined]
+    marked = {name for mark in item.iter_markers("reads_text") for part in mark.args for name in text_names(part)}
+    return {parameter} if parameter else marked
 
 
 @pytest.hookimpl(wrapper=True)

@@ -61,6 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--knorm-claims",
         action="store_true",
+        default=False,
         help="list the published claims that this run's tables do not test, too",
     )
 

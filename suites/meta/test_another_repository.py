@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import datasets  # noqa: F401  pytester forgets what is imported within, and this cannot be imported twice
 import pytest
 import torch
 import transformers
 
+from knorm_core.plugin.progress import Bar
 from knorm_core.results.file import read_results, write_results
 from knorm_core.results.records import Results
 from suites.claims.recorded import BASELINES, recorded_tables
@@ -226,3 +228,55 @@ def test_a_bad_row_in_earlier_results_fails_no_passing_run_and_its_verdicts_rest
     assert "INTERNALERROR" not in text + result.stderr.str()
     assert "tables of earlier runs cannot be judged (" in text
     assert "the verdicts rest on this run's alone" in text
+
+
+def test_naming_a_text_leaves_out_what_reads_others(run, pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_each(text_set): pass
+
+        @pytest.mark.parametrize("text_set", ["embedded-articles", "pg19"])
+        def test_own(text_set): pass
+
+        @pytest.mark.reads_text("embedded")
+        def test_embedded(): pass
+
+        def test_no_text(): pass
+        """
+    )
+    result = run("-k", "each or own or embedded or no_text", "-v", "--knorm-text", "pg19")
+    result.assert_outcomes(passed=3, deselected=2)
+    result.stdout.fnmatch_lines(["*test_each?pg19? PASSED*", "*test_own?pg19? PASSED*", "*test_no_text PASSED*"])
+
+
+def test_progress_takes_the_place_of_a_line_per_test_and_failures_are_shown(run, pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("case", range(5))
+        def test_passes(case): pass
+
+        def test_fails(): assert not "this"
+        """
+    )
+    first = run("-k", "passes or fails", "--knorm-progress", "--knorm-report", "out")
+    first.assert_outcomes(passed=5, failed=1)
+    text = first.stdout.str()
+    assert "knorm: 6 of 6 tests, 1 failed" in text
+    assert "....." not in text
+    assert "test_fails" in text
+
+
+def test_the_time_left_is_that_of_the_earlier_run_at_the_speed_of_this_one():
+    bar = Bar(
+        SimpleNamespace(isatty=False, _tw=SimpleNamespace(_file=None)), {"t.py::a": 10.0, "t.py::test_b[x]": 90.0}
+    )
+    bar._tests, bar._done, bar._started = ["t.py::a", "t.py::test_b[x]"], {"t.py::a"}, 100.0
+    bar._running = {"t.py::test_b[x]": None}
+    assert bar.seconds_left(now=120.0) == pytest.approx(180.0)
+    assert bar.sentence(120.0) == "1 of 2 tests; about 3 min left; b[x]"
+    bar._tests.append("t.py::new")
+    assert bar.seconds_left(now=120.0) is None

@@ -98,12 +98,15 @@ def test_outside_a_repository_that_names_the_plugin_its_options_are_refused(repo
         ("--knorm-positions=nonsense", "unknown position mode 'nonsense': choose from absolute, cache, rerotated"),
         ("--knorm-keep-ratios=2", "keep ratio 2.0 is outside (0, 1]"),
         ("--knorm-store=nonsense", "'nonsense' is neither off nor the name of a file"),
+        ("--knorm-compressor=broken:f", "--knorm-compressor=broken:f: cannot import broken (SyntaxError:"),
+        ("--knorm-evaluator=math:pi", "--knorm-evaluator=math:pi: 3.14"),
         ("--regen-all", "--regen-all would write baselines one by one: use --force-regen"),
         ("--snapshot-update", "--snapshot-update would write baselines one by one"),
         ("--snapshot-update-new-only", "--snapshot-update-new-only would write baselines one by one"),
     ],
 )
 def test_a_senseless_value_is_refused_in_a_sentence_before_anything_runs(option, sentence, repository, pytester):
+    (repository / "broken.py").write_text("def f(:\n")
     result = pytester.runpytest_inprocess(option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = result.stderr.str() + result.stdout.str()

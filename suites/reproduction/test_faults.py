@@ -15,7 +15,7 @@ from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.inputs.texts import SHORT_SAMPLE
 from knorm_core.plugin.inputs import made_from
 
-pytestmark = [pytest.mark.repro, pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.repro, pytest.mark.xdist_group("faults"), pytest.mark.reads_text("embedded-articles")]
 
 RATIOS = (0.9, 0.5, 0.1)
 LENGTHS = (*SHORT_SAMPLE, 512)
