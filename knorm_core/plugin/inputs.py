@@ -173,10 +173,10 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
                 f"{name} needs a local mirror: --knorm-text-dir or KNORM_TEXT_DIR (or --knorm-text and a network)"
             )
         try:
-            return load_texts(
-                name, loaded.tokenizer, max_eval_tokens=max_eval_tokens, text_dir=folder, limit=limit, bos=loaded.bos
-            )
-        except ValueError as error:  # TextNotFoundError, or a BOS token that the tokenizer does not have
+            return load_texts(name, loaded.tokenizer, max_eval_tokens=max_eval_tokens, text_dir=folder, limit=limit)
+        except TextNotFoundError as error:
+            if name.startswith("embedded") and loaded.name != EMBEDDED:  # by its tokenizer, no text has such a length
+                pytest.skip(f"{loaded.slug}: {error}")
             return str(error)  # kept too: the next test must not wait for a dead network again
 
     def texts(

@@ -98,11 +98,11 @@ class Bar:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
-        """No letter and no line for what passed or was skipped; failures are shown as ever."""
+        """No letter for what passed or was skipped; failures are shown as ever."""
         if report.failed or hasattr(report, "wasxfail"):
             return None
         if report.when == "call" or report.skipped:
-            return report.outcome, "", ""
+            return report.outcome, "", report.outcome.upper()  # the word is for pytest's summary
         return "", "", ""
 
     @pytest.hookimpl(tryfirst=True)

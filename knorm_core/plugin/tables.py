@@ -18,12 +18,12 @@ def show_table(record_property: Callable[[str, object], None]) -> Callable[..., 
     """Show a table at the end of the run.
 
     Call it with a title, rows (mappings of header to number or text, already in the order of columns),
-    and notes: sentences printed below.
+    and notes: sentences printed below. With ``last=True`` it comes after the other tables.
     """
 
-    def show(title: str, rows: Sequence[Mapping[str, Any]], *notes: str) -> None:
+    def show(title: str, rows: Sequence[Mapping[str, Any]], *notes: str, last: bool = False) -> None:
         cells = [{str(k): v if isinstance(v, int | float | str) else str(v) for k, v in row.items()} for row in rows]
-        record_property(_PROPERTY, {"title": title, "rows": cells, "notes": list(notes)})
+        record_property(_PROPERTY, {"title": title, "rows": cells, "notes": list(notes), "last": last})
 
     return show
 
@@ -39,7 +39,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
         for name, value in getattr(report, "user_properties", ())
         if name == _PROPERTY and report.when == "call"
     ]
-    for content in sorted(contents, key=lambda content: content["title"]):
+    for content in sorted(contents, key=lambda content: (content["last"], content["title"])):
         table = Table(title=Text(content["title"], style="table.title"), title_justify="left")
         rows = content["rows"]
         for heading, value in (rows[0] if rows else {}).items():

@@ -140,14 +140,18 @@ def test_what_a_model_has_no_positions_for_is_skipped_with_the_reason(run, pytes
         def test_long(language_model, texts_of):
             texts_of(language_model, "embedded-articles", 600)
 
+        def test_short(language_model, texts_of):
+            texts_of(language_model, "embedded-short")
+
         def test_deep(language_model):
             language_model.require(layers=4)
         """
     )
-    result = run("--force-regen", "-rs", "-k", "long or deep")
+    result = run("--force-regen", "-rs", "-k", "long or short or deep")
     assert result.ret == 0
     text = result.stdout.str()
     assert "has 512 positions, and this text has 600 tokens" in text
+    assert "has no sample of 150 to 223 tokens" in text
     assert "has 3 layers, and this needs 4" in text
 
 
@@ -260,12 +264,15 @@ def test_progress_takes_the_place_of_a_line_per_test_and_failures_are_shown(run,
         def test_passes(case): pass
 
         def test_fails(): assert not "this"
+
+        def test_skips(): pytest.skip("no reason")
         """
     )
-    first = run("-k", "passes or fails", "--knorm-progress", "--knorm-report", "out")
-    first.assert_outcomes(passed=5, failed=1)
+    first = run("-k", "passes or fails or skips", "--knorm-progress", "--knorm-report", "out", "-rs")
+    first.assert_outcomes(passed=5, failed=1, skipped=1)
     text = first.stdout.str()
-    assert "knorm: 6 of 6 tests, 1 failed" in text
+    assert "knorm: 7 of 7 tests, 1 failed" in text
+    assert "SKIPPED [1]" in text
     assert "....." not in text
     assert "test_fails" in text
 

@@ -134,6 +134,7 @@ def test_table_matches_baseline(
         "Interval: paired, blockwise bootstrap of the ratio to keep 1.0. Evictions and tokens: all texts together.",
         *reported(language_model.name, text_set, settings),
         *golden.notes(name),
+        last=True,  # what most runs are for
     )
     golden.check(
         name,
