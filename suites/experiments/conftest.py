@@ -18,6 +18,14 @@ RATIOS = (0.9, 0.5, 0.1)
 DRIFTED = [Row("low_norm", ratio, positions="cache") for ratio in RATIOS]
 
 
+def on_both_texts(group: str) -> pytest.MarkDecorator:
+    """Run a test of the reproduction on each of TEXTS, beside the group's other tests on the same text."""
+    return pytest.mark.parametrize(
+        "text_set",
+        [pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"{group} {name}")]) for name in TEXTS],
+    )
+
+
 def pytest_itemcollected(item):
     # All experiments are on embedded texts: `--knorm-text pg19` is about others.
     if not item.get_closest_marker("fast"):
