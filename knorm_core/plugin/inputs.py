@@ -25,7 +25,8 @@ from knorm_core.inputs.models import (
     model_folder,
     model_identity,
 )
-from knorm_core.inputs.texts import TEXT_GROUPS, TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
+from knorm_core.inputs.texts import BOS, TEXT_GROUPS, TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
+from knorm_core.inputs.tokenizers import begins_with_bos
 from knorm_core.methods.language_model import text_config
 from knorm_core.plugin.settings import parametrised
 from knorm_core.setting import UnsupportedModelError
@@ -60,6 +61,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="float64",
         help="precision of weights and activations; baselines are float64 (default: %(default)s)",
     )
+    group.addoption(
+        "--knorm-bos",
+        choices=BOS,
+        default="auto",
+        help="whether a text begins with the tokenizer's BOS token; auto is what the tokenizer does by itself "
+        "(default: %(default)s)",
+    )
     group.addoption("--knorm-device", default="cpu", metavar="DEVICE", help="torch device (default: %(default)s)")
 
 
@@ -68,6 +76,7 @@ class LoadedModel(NamedTuple):
 
     Attributes:
         name: as for `knorm_core.load_model`.
+        bos: as for `knorm_core.load_texts`.
         dtype: torch's name of it.
     """
 
@@ -75,23 +84,31 @@ class LoadedModel(NamedTuple):
     model: Any
     tokenizer: Any
     identity: ModelIdentity
+    bos: str = "auto"
     dtype: str = "float64"
+
+    @property
+    def other_bos(self) -> str | None:
+        """ "on" or "off" where texts begin otherwise than with the model's own tokenizer, else None."""
+        if self.bos == "auto" or (self.bos == "on") == begins_with_bos(self.tokenizer):
+            return None
+        return self.bos
 
     @property
     def slug(self) -> str:
         """The first part of its tables' names: a folder below the baselines'.
 
         A local folder's name is followed by a short hash of its content, so that two models whose folders share a
-        name share no table; and where the precision is not that of the baselines, the dtype follows.
+        name share no table. Another BOS than the tokenizer's own and another precision than the baselines' follow.
         """
         folder = Path(os.path.expanduser(self.name))
         name = self.name
-        if os.path.isdir(folder):
+        if os.path.exists(folder):
             # Not resolved: a link's own name says more than the hash of a snapshot. But no "..", which would lead out.
             name = os.path.basename(os.path.abspath(folder))
             if self.identity is not None:
                 name += f"-{hashlib.sha256(' '.join(self.identity).encode()).hexdigest()[:8]}"
-        name = re.sub(r"[^\w.-]+", "-", name)
+        name = re.sub(r"[^\w.-]+", "-", name) + (f"-bos-{self.other_bos}" if self.other_bos else "")
         return name if self.dtype == "float64" else f"{name}-{self.dtype}"
 
     def require(self, *, tokens: int = 0, layers: int = 0) -> None:
@@ -111,7 +128,7 @@ class LoadedModel(NamedTuple):
 def _load(name: str, dtype: str, device: str) -> LoadedModel:
     folder = model_folder(name)  # once: a hub's name may come to mean another model
     identity = model_identity(name, folder)
-    return LoadedModel(name, *load_model(folder, getattr(torch, dtype), device), identity, dtype)
+    return LoadedModel(name, *load_model(folder, getattr(torch, dtype), device), identity, dtype=dtype)
 
 
 @pytest.fixture(scope="session")
@@ -173,9 +190,12 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
                 f"{name} needs a local mirror: --knorm-text-dir or KNORM_TEXT_DIR (or --knorm-text and a network)"
             )
         try:
-            return load_texts(name, loaded.tokenizer, max_eval_tokens=max_eval_tokens, text_dir=folder, limit=limit)
-        except TextNotFoundError as error:
-            if name.startswith("embedded") and loaded.name != EMBEDDED:  # by its tokenizer, no text has such a length
+            return load_texts(
+                name, loaded.tokenizer, max_eval_tokens=max_eval_tokens, text_dir=folder, limit=limit, bos=loaded.bos
+            )
+        except ValueError as error:  # TextNotFoundError, or a BOS token that the tokenizer does not have
+            own = isinstance(error, TextNotFoundError) and loaded.name != EMBEDDED
+            if own and name.startswith("embedded"):  # by its tokenizer, no text has such a length
                 pytest.skip(f"{loaded.slug}: {error}")
             return str(error)  # kept too: the next test must not wait for a dead network again
 
