@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from knorm_core.claims import rules
 from knorm_core.claims.checks import CHECKS, OF_TRAINED_MODELS, Answer
 from knorm_core.claims.loading import Claim, Fault
-from knorm_core.claims.tables import Incomplete, Missing, Tables, models, slugs
+from knorm_core.claims.tables import Incomplete, Missing, Tables, models, named_after
 from knorm_core.results.records import (
     CARRIES_OVER,
     DOES_NOT_CARRY_OVER,
@@ -53,7 +53,7 @@ def judge(claims: Iterable[Claim], results: Results) -> list[Verdict]:
 
 def _judge(claim: Claim, results: Results) -> Verdict:
     measured = models(results)
-    own = measured if claim.about_any_model else [slug for about in claim.about for slug in slugs(about)]
+    own = measured if claim.about_any_model else [slug for about in claim.about for slug in named_after(results, about)]
     findings, missing = [], ""
     for model in own:
         try:

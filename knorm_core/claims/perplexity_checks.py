@@ -8,7 +8,7 @@ from typing import Any
 
 from knorm_core.claims import rules
 from knorm_core.claims.checks import MORE_TEXTS, Answer, check
-from knorm_core.claims.tables import Missing, Tables, describe, find_row, interval, number, slugs
+from knorm_core.claims.tables import Missing, Tables, describe, find_row, interval, named_after, number
 from knorm_core.results.interval import Interval
 from knorm_core.results.records import Number
 
@@ -164,7 +164,7 @@ def shrinks_with_size(tables: Tables, name: str, *, models: Sequence[str], row: 
     """The change at ``row`` is smaller in every larger one of these models (smallest first, two or more measured)."""
     measured: dict[str, Interval] = {}
     for model in models:
-        for slug in slugs(model):
+        for slug in named_after(tables.results, model):
             try:
                 table = tables.table(name, slug)
             except Missing:

@@ -109,6 +109,19 @@ def slugs(model: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.sub(r"[^\w.-]+", "-", name) for name in (model, model.split("/")[-1])))
 
 
+def named_after(results: Results, model: str) -> tuple[str, ...]:
+    """How the tables of a model may be named, those of local folders of its name in ``results`` among them.
+
+    The name of a local folder is followed by a short hash of what is in it.
+
+    >>> named_after(Results(tables=[Table("pythia-70m-0123abcd/pg19/ppl", [], [])]), "EleutherAI/pythia-70m")
+    ('EleutherAI-pythia-70m', 'pythia-70m', 'pythia-70m-0123abcd')
+    """
+    plain = slugs(model)
+    folder = re.compile(re.escape(plain[-1]) + "-[0-9a-f]{8}")
+    return (*plain, *(name for name in models(results) if folder.fullmatch(name)))
+
+
 def find_row(table: Table, labels: Mapping[str, Any]) -> TableRow:
     """The one row that has these labels.
 

@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 
+from knorm_core.contract.command_line import options, pytest_cmdline_main, pytest_load_initial_conftests
+
+__all__ = ["pytest_cmdline_main", "pytest_load_initial_conftests"]  # hooks too
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("knorm", "KV-cache compression by key norm (knorm)")
+    group = options(parser)
     group.addoption(
         "--knorm-compressor",
         action="append",
@@ -45,10 +49,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Look the names up before anything is collected, so that a wrong one ends the run in a sentence."""
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what is wrong with a name before anything is collected."""
     for option in ("--knorm-compressor", "--knorm-evaluator"):
-        named(session.config, option)
+        named(config, option)
 
 
 def named(config: pytest.Config, option: str) -> list[Any]:
@@ -69,10 +74,10 @@ def _load(config: pytest.Config, option: str, name: str) -> Any:
         sys.path.append(folder)  # 'pytest' alone, unlike 'python -m pytest', does not see the current folder
     try:
         thing = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever importing it raises
         raise pytest.UsageError(
-            f"{option}={name}: cannot import {module_name} ({error}), looked in {folder} too"
-        ) from error
+            f"{option}={name}: cannot import {module_name} ({type(error).__name__}: {error}), looked in {folder} too"
+        ) from None
     for part in qualified.split("."):
         if not hasattr(thing, part):
             raise pytest.UsageError(f"{option}={name}: {module_name} has no {qualified}")

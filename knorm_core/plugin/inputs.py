@@ -6,14 +6,17 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from knorm_core.contract.command_line import options
 from knorm_core.inputs.models import (
+    DTYPES,
+    EMBEDDED,
     ModelIdentity,
     ModelNotFoundError,
     check_device,
@@ -22,30 +25,67 @@ from knorm_core.inputs.models import (
     model_folder,
     model_identity,
 )
-from knorm_core.inputs.texts import BOS, TEXT_SETS, Text, load_texts, text_names
+from knorm_core.inputs.texts import BOS, TEXT_GROUPS, TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
 from knorm_core.inputs.tokenizers import begins_with_bos
-from knorm_core.plugin.options import KEEP_RATIOS
-from knorm_core.policy_names import find_policy, policy_identity
+from knorm_core.methods.language_model import text_config
+from knorm_core.plugin.settings import parametrised
+from knorm_core.setting import UnsupportedModelError
 
 TEST_DEVICE = os.environ.get("KNORM_TEST_DEVICE", "cuda")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.getgroup("knorm").addoption(
+    group = options(parser)
+    group.addoption(
+        "--knorm-model",
+        default=EMBEDDED,
+        metavar="PATH_OR_ID",
+        help="model: smollm2-135m (embedded), a local folder with safetensors, or a hub id (default: %(default)s)",
+    )
+    group.addoption(
+        "--knorm-text",
+        default="embedded",
+        metavar="NAME[,NAME]",
+        help=f"text sets: {', '.join([*TEXT_GROUPS, *TEXT_SETS])} (default: %(default)s)",
+    )
+    group.addoption(
+        "--knorm-text-dir",
+        default=None,
+        metavar="DIR",
+        help="local mirror of the texts: DIR/wikitext-2-raw/test.txt, DIR/pg19/<id>.txt "
+        "(default: $KNORM_TEXT_DIR, else the hub)",
+    )
+    group.addoption(
+        "--knorm-dtype",
+        choices=DTYPES,
+        default="float64",
+        help="precision of weights and activations; baselines are float64 (default: %(default)s)",
+    )
+    group.addoption(
         "--knorm-bos",
         choices=BOS,
         default="auto",
         help="whether a text begins with the tokenizer's BOS token; auto is what the tokenizer does by itself "
         "(default: %(default)s)",
     )
+    group.addoption("--knorm-device", default="cpu", metavar="DEVICE", help="torch device (default: %(default)s)")
 
 
 class LoadedModel(NamedTuple):
+    """A model as tests use it.
+
+    Attributes:
+        name: as for `knorm_core.load_model`.
+        bos: as for `knorm_core.load_texts`.
+        dtype: torch's name of it.
+    """
+
     name: str
     model: Any
     tokenizer: Any
     identity: ModelIdentity
     bos: str = "auto"
+    dtype: str = "float64"
 
     @property
     def other_bos(self) -> str | None:
@@ -56,23 +96,44 @@ class LoadedModel(NamedTuple):
 
     @property
     def slug(self) -> str:
-        """Folder name below baselines/."""
+        """The first part of its tables' names: a folder below the baselines'.
+
+        A local folder's name is followed by a short hash of its content, so that two models whose folders share a
+        name share no table. Another BOS than the tokenizer's own and another precision than the baselines' follow.
+        """
         folder = Path(os.path.expanduser(self.name))
-        # Not resolved: a link's own name says more than the hash of a snapshot. But no "..", which would lead out.
-        name = os.path.basename(os.path.abspath(folder)) if os.path.exists(folder) else self.name
-        return re.sub(r"[^\w.-]+", "-", name) + (f"-bos-{self.other_bos}" if self.other_bos else "")
+        name = self.name
+        if os.path.exists(folder):
+            # Not resolved: a link's own name says more than the hash of a snapshot. But no "..", which would lead out.
+            name = os.path.basename(os.path.abspath(folder))
+            if self.identity is not None:
+                name += f"-{hashlib.sha256(' '.join(self.identity).encode()).hexdigest()[:8]}"
+        name = re.sub(r"[^\w.-]+", "-", name) + (f"-bos-{self.other_bos}" if self.other_bos else "")
+        return name if self.dtype == "float64" else f"{name}-{self.dtype}"
+
+    def require(self, *, tokens: int = 0, layers: int = 0) -> None:
+        """Skip the test where the model has fewer positions than ``tokens``, or fewer than ``layers`` layers."""
+        config = text_config(self.model)
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions and tokens > positions:
+            pytest.skip(
+                f"{self.slug} has {positions} positions, and this text has {tokens} tokens: "
+                f"--knorm-max-eval-tokens {positions} cuts the texts of the tables"
+            )
+        if config.num_hidden_layers < layers:
+            pytest.skip(f"{self.slug} has {config.num_hidden_layers} layers, and this needs {layers}")
 
 
 @functools.lru_cache(maxsize=2)
 def _load(name: str, dtype: str, device: str) -> LoadedModel:
     folder = model_folder(name)  # once: a hub's name may come to mean another model
     identity = model_identity(name, folder)
-    return LoadedModel(name, *load_model(folder, getattr(torch, dtype), device), identity)
+    return LoadedModel(name, *load_model(folder, getattr(torch, dtype), device), identity, dtype=dtype)
 
 
 @pytest.fixture(scope="session")
 def language_model(request: pytest.FixtureRequest) -> LoadedModel:
-    """The model of --knorm-model, in --knorm-dtype on --knorm-device."""
+    """The model of --knorm-model, in --knorm-dtype on --knorm-device, as a `LoadedModel`."""
     option = request.config.getoption
     loaded = _load_or_fail(option("knorm_model"), option("knorm_dtype"), option("knorm_device"))
     return loaded._replace(bos=option("knorm_bos"))
@@ -81,13 +142,13 @@ def language_model(request: pytest.FixtureRequest) -> LoadedModel:
 @pytest.fixture(scope="session")
 def embedded_model() -> LoadedModel:
     """The embedded model in float64 on the CPU, whatever the options say."""
-    return _load_or_fail("smollm2-135m", "float64", "cpu")
+    return _load_or_fail(EMBEDDED, "float64", "cpu")
 
 
 @pytest.fixture(scope="session")
 def embedded_model_on_gpu() -> LoadedModel:
     """The embedded model in float64 on a GPU, or what KNORM_TEST_DEVICE names."""
-    return _load_or_fail("smollm2-135m", "float64", TEST_DEVICE)
+    return _load_or_fail(EMBEDDED, "float64", TEST_DEVICE)
 
 
 def _load_or_fail(name: str, dtype: str, device: str) -> LoadedModel:
@@ -100,13 +161,13 @@ def _load_or_fail(name: str, dtype: str, device: str) -> LoadedModel:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Say what is wrong with a name once, before anything runs."""
+    config.addinivalue_line("markers", "reads_text(name): a text set or group that the test reads; see --knorm-text")
     try:
         for part in config.getoption("knorm_text").split(","):
             text_names(part)
         check_model_name(config.getoption("knorm_model"))
         check_device(config.getoption("knorm_device"))
-        find_policy(config.getoption("knorm_policy"))
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         sentence = str(error)
     else:
         return
@@ -115,7 +176,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
-    """``texts_of(loaded, name, max_eval_tokens=None, limit=None)``; skips, saying why, where a text cannot be had."""
+    """``texts_of(loaded, name, max_eval_tokens=None, limit=None)``: the texts of a set, as `knorm_core.load_texts`.
+
+    Skips, saying why, where a text cannot be had or is longer than the model has positions.
+    """
 
     @functools.cache
     def found(loaded: LoadedModel, name: str, max_eval_tokens: int | None, limit: int | None) -> list[Text] | str:
@@ -130,6 +194,9 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
                 name, loaded.tokenizer, max_eval_tokens=max_eval_tokens, text_dir=folder, limit=limit, bos=loaded.bos
             )
         except ValueError as error:  # TextNotFoundError, or a BOS token that the tokenizer does not have
+            own = isinstance(error, TextNotFoundError) and loaded.name != EMBEDDED
+            if own and name.startswith("embedded"):  # by its tokenizer, no text has such a length
+                pytest.skip(f"{loaded.slug}: {error}")
             return str(error)  # kept too: the next test must not wait for a dead network again
 
     def texts(
@@ -138,6 +205,7 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
         result = found(loaded, name, max_eval_tokens, limit)
         if isinstance(result, str):
             pytest.fail(result, pytrace=False)
+        loaded.require(tokens=max(len(text.input_ids) for text in result))
         return result
 
     return texts
@@ -157,31 +225,54 @@ def made_from(loaded: LoadedModel, texts: list[Text], **settings: Any) -> dict[s
     }
 
 
-def policy_settings(option: Callable[[str], Any]) -> dict[str, Any]:
-    """What a baseline's settings say of --knorm-policy: nothing where it is the method itself."""
-    name = option("knorm_policy")
-    return {} if name == "low_norm" else {"policy": policy_identity(find_policy(name)) or name}
+@pytest.fixture
+def text_set(request: pytest.FixtureRequest) -> str:
+    """A text set of --knorm-text; a test that asks for it runs with each."""
+    return str(request.param)
 
 
-def settings_suffix(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """Suffix of a baseline's name: empty for the defaults, else a short hash, so that each has its own file."""
-    changed = {name: value for name, value in settings.items() if value != defaults.get(name)}
-    return f"-{hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:8]}" if changed else ""
+def text_sets(config: pytest.Config) -> list[str]:
+    """The text sets of --knorm-text, in its order."""
+    return [name for part in config.getoption("knorm_text").split(",") for name in text_names(part)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    option = metafunc.config.getoption
-    if "text_set" in metafunc.fixturenames and not _parametrised(metafunc, "text_set"):
-        names = [name for part in option("knorm_text").split(",") for name in text_names(part)]
+    if "text_set" in metafunc.fixturenames and not parametrised(metafunc, "text_set"):
         # One worker per text set: what its tests share is computed once.
-        metafunc.parametrize("text_set", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names])
-    if "position_mode" in metafunc.fixturenames and not _parametrised(metafunc, "position_mode"):
-        metafunc.parametrize("position_mode", option("knorm_positions"))
+        names = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in text_sets(metafunc.config)]
+        metafunc.parametrize("text_set", names, indirect=True)
 
 
-def _parametrised(metafunc: pytest.Metafunc, name: str) -> bool:
-    return any(name in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where --knorm-text names texts, tests of other texts (marker ``reads_text``) are left out."""
+    if config.getoption("knorm_text") == "embedded":
+        return
+    named = set(text_sets(config))
+    others = [item for item in items if (read := _texts_read(item)) and not named & read]
+    if others:
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
 
 
-DEFAULT_SETTINGS = {"keep_ratios": KEEP_RATIOS, "prune_after": 256, "max_eval_tokens": None}
-__all__ = ["DEFAULT_SETTINGS", "TEXT_SETS", "LoadedModel", "made_from", "policy_settings", "settings_suffix"]
+def _texts_read(item: pytest.Item) -> set[str]:
+    """The text sets that a test of the reproduction reads; empty where it does not say."""
+    if any(True for _ in item.iter_markers("fast")):
+        return set()
+    parameter = getattr(item, "callspec", None) and item.callspec.params.get("text_set")  # type: ignore[attr-defined]
+    marked = {name for mark in item.iter_markers("reads_text") for part in mark.args for name in text_names(part)}
+    return {parameter} if parameter else marked
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A test of the model that the user named, which the evaluator refuses, is skipped with the reason."""
+    report: Any = yield
+    if report.outcome != "failed" or call.excinfo is None or item.config.getoption("knorm_model") == EMBEDDED:
+        return report
+    error: BaseException | None = call.excinfo.value
+    while error is not None and not isinstance(error, UnsupportedModelError):
+        error = error.__cause__
+    if error is not None and "language_model" in getattr(item, "fixturenames", ()):
+        path, line, _ = item.location
+        report.outcome, report.longrepr = "skipped", (path, line, f"Skipped: {error}")
+    return report

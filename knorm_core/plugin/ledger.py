@@ -37,25 +37,55 @@ class Ledger(NamedTuple):
         names = {table.name for table in recorded}
         return cls(verdicts, any(names.intersection(verdict.rests_on) for verdict in verdicts))
 
-    def show(self, terminalreporter: Any) -> None:
-        """Print one table per source, if this run says anything about the claims."""
+    def show(self, terminalreporter: Any, *, untested: bool = False) -> None:
+        """Print one table per source, if this run says anything about the claims.
+
+        Claims that no table tests are one line, or with ``untested`` a table with what each of them needs.
+        """
         if self.error:
-            terminalreporter.line(f"no verdicts: {self.error}", red=True)
+            terminalreporter.line(f"no verdicts: {self.error}" if not self.verdicts else self.error, red=True)
         if not self.concerned:
             return
         for source in dict.fromkeys(verdict.source for verdict in self.verdicts):
-            of_source = [verdict for verdict in self.verdicts if verdict.source == source]
-            counts = Counter(verdict.verdict for verdict in of_source)
+            tested = [verdict for verdict in self.verdicts if verdict.source == source and verdict.tables]
+            counts = Counter(verdict.verdict for verdict in tested)
             summary = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
-            print_table(terminalreporter, verdict_table(source, of_source), f"The {source}: {summary}.")
+            if tested:
+                print_table(terminalreporter, verdict_table(source, tested), f"The {source}: {summary}.")
+        others = [verdict for verdict in self.verdicts if not verdict.tables]
+        if others and untested:
+            print_table(terminalreporter, needs_table(others))
+        elif others:
+            count = f"{len(others)} claim{'s' if len(others) > 1 else ''}"
+            terminalreporter.line(f"{count} not testable here, for want of their tables: --knorm-claims lists them")
 
 
 def verdict_table(source: str, verdicts: Sequence[Verdict]) -> RichTable:
-    """One row per claim: what was claimed, and what became of it and why."""
+    """One row per claim: what was claimed, what became of it, and the first number that it rests on."""
     table = RichTable(title=f"What became of the {source}'s claims", title_justify="left", expand=True)
-    table.add_column("claim", ratio=1, overflow="fold")
-    table.add_column("verdict", ratio=2, overflow="fold")
+    table.add_column("claim", ratio=3, overflow="fold")
+    table.add_column("verdict", ratio=1, overflow="fold")
+    table.add_column("figure", ratio=2, overflow="fold")
     for verdict in verdicts:
         # Text, not markup: a model's name may hold square brackets.
-        table.add_row(Text(verdict.claim), Text.assemble((verdict.verdict, _STYLES[verdict.verdict]), verdict.reason))
+        table.add_row(Text(verdict.claim), Text(verdict.verdict, _STYLES[verdict.verdict]), Text(figure(verdict)))
     return table
+
+
+def needs_table(verdicts: Sequence[Verdict]) -> RichTable:
+    """One row per claim that was not tested: what was claimed, and what it would take."""
+    table = RichTable(title="Claims not testable here", title_justify="left", expand=True)
+    for heading in ("claim", "needs"):
+        table.add_column(heading, ratio=1, overflow="fold")
+    for verdict in verdicts:
+        table.add_row(Text(f"The {verdict.source}: {verdict.claim}"), Text(verdict.needs or verdict.why))
+    return table
+
+
+def figure(verdict: Verdict) -> str:
+    """The number that a verdict rests on, with its interval: "0.5 over 1.0: 1.19 [1.15, 1.24]"; empty without."""
+    if not verdict.numbers:
+        return ""
+    number = verdict.numbers[0]
+    limits = "" if number.low is None or number.high is None else f" [{number.low:.3g}, {number.high:.3g}]"
+    return f"{number.what}: {number.value:.3g}{limits}"

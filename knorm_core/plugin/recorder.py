@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from knorm_core.contract.command_line import options
 from knorm_core.plugin.ledger import Ledger
 from knorm_core.plugin.report_files import unwritable, write
 from knorm_core.results.file import FILE, ResultsError, read_results
@@ -47,6 +48,22 @@ def record_table(record_property: Callable[[str, object], None]) -> RecordTable:
         record_property(_PROPERTY, dataclasses.asdict(table))
 
     return record
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = options(parser)
+    group.addoption(
+        "--knorm-report",
+        default=None,
+        metavar="DIR",
+        help="write the results as data and as a page, DIR/index.html (default: no report)",
+    )
+    group.addoption(
+        "--knorm-claims",
+        action="store_true",
+        default=False,
+        help="list the published claims that this run's tables do not test, too",
+    )
 
 
 class Recorder:
@@ -106,9 +123,22 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             except ResultsError as error:
                 recorder.unreadable = str(error)
         results = earlier.updated(recorder.results(session.config, exitstatus))
-    recorder.ledger = Ledger.of(results, recorder.tables, session.config.rootpath)
+    recorder.ledger = _judged(results, recorder.tables, session.config.rootpath)
     if report:
         recorder.told = write(dataclasses.replace(results, verdicts=recorder.ledger.verdicts), report)
+
+
+def _judged(results: Results, own: Sequence[Table], root: Path) -> Ledger:
+    """The verdicts; where tables of earlier runs break a check, those of this run's tables alone."""
+    try:
+        return Ledger.of(results, own, root)
+    except Exception as error:
+        sentence = f"tables of earlier runs cannot be judged ({type(error).__name__}: {error})"
+    try:
+        ledger = Ledger.of(Results(tables=own), own, root)
+    except Exception as error:
+        return Ledger((), False, f"this run's tables cannot be judged ({type(error).__name__}: {error})")
+    return ledger._replace(error=f"{sentence}; the verdicts rest on this run's alone")
 
 
 @pytest.hookimpl(trylast=True)
@@ -117,7 +147,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if recorder is None:
         return
     if recorder.ledger is not None:
-        recorder.ledger.show(terminalreporter)
+        recorder.ledger.show(terminalreporter, untested=config.getoption("knorm_claims"))
     if recorder.unreadable:
         terminalreporter.line(f"earlier results were replaced: {recorder.unreadable}", yellow=True)
     for sentence, bad in recorder.told:

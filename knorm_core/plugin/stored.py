@@ -1,4 +1,4 @@
-"""Results that need not be computed again, or not here: the store and the cluster of the command line.
+"""Results from the store or the cluster of the command line.
 
 They are for the reproduction and its experiments, whose numbers are looked at. What exists to compute, the
 tests of every commit and the goldens, is kept from them.
@@ -6,12 +6,14 @@ tests of every commit and the goldens, is kept from them.
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
 
+from knorm_core.contract.command_line import options
 from knorm_core.evaluation import Evaluation
 from knorm_core.plugin.inputs import LoadedModel
 from knorm_core.setting import SlowFallbackWarning
@@ -20,17 +22,41 @@ from knorm_core.sweeps.cluster import ClusterError
 from knorm_core.sweeps.codec import Codec, remember
 from knorm_core.sweeps.outcome import Outcome
 from knorm_core.sweeps.run import run_cells, shown
-from knorm_core.sweeps.store import Store, store_of
+from knorm_core.sweeps.store import Store, StoreWarning, store_of
 
 _TALLY = "knorm_results"
 _stores: pytest.StashKey[list[Store]] = pytest.StashKey()
 _tallies: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = options(parser)
+    group.addoption(
+        "--knorm-store",
+        type=_store,
+        default=None,
+        metavar="FILE.sqlite|off",
+        help="where results are kept and found again by later runs of the reproduction, or off to compute them "
+        "anew (default: $KNORM_STORE, else results.sqlite in the user's cache folder)",
+    )
+    group.addoption(
+        "--knorm-scheduler",
+        default=None,
+        metavar="ADDRESS",
+        help="Dask scheduler (tcp://…) whose workers are to compute the reproduction's tables (default: this machine)",
+    )
+
+
+def _store(value: str) -> str:
+    if value != "off" and not value.endswith(".sqlite"):
+        raise argparse.ArgumentTypeError(f"{value!r} is neither off nor the name of a file that ends in .sqlite")
+    return value
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_stores], config.stash[_tallies] = [], []
     try:
-        store_of(config.getoption("knorm_store"))
+        _store_or_none(config)
     except ValueError as error:
         raise pytest.UsageError(f"KNORM_STORE: {error}, or is off") from None
 
@@ -42,11 +68,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} is marked {computes.pop()}, so it has to compute: no result_store")
 
 
+def _store_or_none(config: pytest.Config) -> tuple[Store | None, str]:
+    """The store, or None and why there is none although it was not switched off.
+
+    Raises:
+        ValueError: KNORM_STORE names no store.
+    """
+    try:
+        return store_of(config.getoption("knorm_store"), fresh=bool(config.getoption("force_regen"))), ""
+    except RuntimeError as error:  # a user without a home has no cache folder
+        return None, f"results are not stored: {error}; --knorm-store FILE.sqlite names a place for them"
+
+
 @pytest.fixture(scope="session")
 def result_store(request: pytest.FixtureRequest) -> Store | None:
     """The store of --knorm-store; with --force-regen nothing is looked up in it."""
     config = request.config
-    store = store_of(config.getoption("knorm_store"), fresh=bool(config.getoption("force_regen")))
+    store, problem = _store_or_none(config)
+    if problem:
+        warnings.warn(StoreWarning(problem), stacklevel=1)
     if store is not None:
         config.stash[_stores].append(store)
     return store

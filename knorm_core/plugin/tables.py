@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _PROPERTY = "knorm_table"
 
@@ -17,31 +18,42 @@ def show_table(record_property: Callable[[str, object], None]) -> Callable[..., 
     """Show a table at the end of the run.
 
     Call it with a title, rows (mappings of header to number or text, already in the order of columns),
-    and notes: sentences printed below.
+    and notes: sentences printed below. With ``last=True`` it comes after the other tables.
     """
 
-    def show(title: str, rows: Sequence[Mapping[str, Any]], *notes: str) -> None:
-        plain = [{str(k): v if isinstance(v, int | float | str) else str(v) for k, v in row.items()} for row in rows]
-        record_property(_PROPERTY, {"title": title, "rows": plain, "notes": list(notes)})
+    def show(title: str, rows: Sequence[Mapping[str, Any]], *notes: str, last: bool = False) -> None:
+        cells = [{str(k): v if isinstance(v, int | float | str) else str(v) for k, v in row.items()} for row in rows]
+        record_property(_PROPERTY, {"title": title, "rows": cells, "notes": list(notes), "last": last})
 
     return show
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    shown = [
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
+    """Tables come after all that others have to say: what was asked for is the last thing on the screen."""
+    yield
+    contents = [
         value
         for outcome in ("passed", "failed", "skipped")
         for report in terminalreporter.stats.get(outcome, [])
         for name, value in getattr(report, "user_properties", ())
         if name == _PROPERTY and report.when == "call"
     ]
-    for content in sorted(shown, key=lambda content: content["title"]):
-        table = Table(title=content["title"], title_justify="left")
-        for heading, value in content["rows"][0].items():
-            table.add_column(heading, justify="left" if isinstance(value, str) else "right")
-        for row in content["rows"]:
-            table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    for content in sorted(contents, key=lambda content: (content["last"], content["title"])):
+        table = Table(title=Text(content["title"], style="table.title"), title_justify="left")
+        rows = content["rows"]
+        for heading, value in (rows[0] if rows else {}).items():
+            table.add_column(plain(heading), justify="left" if isinstance(value, str) else "right")
+        for row in rows:
+            table.add_row(
+                *(plain(f"{value:,.2f}" if isinstance(value, float) else str(value)) for value in row.values())
+            )
         print_table(terminalreporter, table, *content["notes"])
+
+
+def plain(text: str) -> Text:
+    """Text for a rich table that is no markup: names may hold square brackets."""
+    return Text(text)
 
 
 def print_table(terminalreporter: Any, table: Table, *notes: str) -> None:
@@ -51,4 +63,4 @@ def print_table(terminalreporter: Any, table: Table, *notes: str) -> None:
     console.print()
     console.print(table)
     for note in notes:
-        console.print(note, soft_wrap=True, highlight=False)
+        console.print(note, soft_wrap=True, highlight=False, markup=False)

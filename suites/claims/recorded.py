@@ -10,14 +10,21 @@ from typing import Any
 import pandas
 import yaml
 
+from knorm_core.inputs.models import EMBEDDED
 from knorm_core.results.records import Results, Table
 
+_OTHER_SETTINGS = re.compile("-[0-9a-f]{8}$")
 BASELINES = Path(__file__).parents[2] / "baselines"
 
 
 def recorded_tables(root: Path = BASELINES) -> Results:
-    """Every table under ``baselines/``, its rows' labels taken apart again into the columns of its key."""
-    return Results(tables=[_table(path, root) for path in sorted(root.rglob("*.csv"))])
+    """This repository's tables under ``baselines/``, their rows' labels taken apart again into the columns of the key.
+
+    Those of the embedded model with default settings: who makes baselines of another model, or of other settings,
+    changes nothing here.
+    """
+    paths = [path for path in sorted((root / EMBEDDED).rglob("*.csv")) if not _OTHER_SETTINGS.search(path.stem)]
+    return Results(tables=[_table(path, root) for path in paths])
 
 
 def _table(path: Path, root: Path) -> Table:

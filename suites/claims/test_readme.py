@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from suites.claims.readme import README, VERDICT_HEAD, definitions, ledger, table_lines, updated
+from suites.claims.recorded import BASELINES, recorded_tables
 
 pytestmark = pytest.mark.fast
 
@@ -15,6 +18,16 @@ def test_the_readme_says_what_the_ledger_says():
     rows = [*table_lines(ledger()), *(row for rows in definitions().values() for row in rows)]
     missing = [row for row in rows if row not in lines and "tox -e latency" not in row]
     assert not missing, "to bring the README up to date: python -m suites.claims.readme [RESULTS ...]"
+
+
+def test_baselines_of_another_model_or_setting_change_nothing_of_it(tmp_path):
+    shutil.copytree(BASELINES / "smollm2-135m", tmp_path / "smollm2-135m")
+    table = "smollm2-135m/embedded-articles/ppl-absolute"
+    for name in ("pythia-70m-0123abcd/embedded-articles/ppl-absolute", f"{table}-0123abcd"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        for suffix in (".csv", ".yml"):
+            shutil.copy((BASELINES / table).with_suffix(suffix), tmp_path / f"{name}{suffix}")
+    assert recorded_tables(tmp_path) == recorded_tables()
 
 
 def test_only_the_rows_of_the_table_are_replaced():

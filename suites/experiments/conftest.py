@@ -26,6 +26,12 @@ def on_both_texts(group: str) -> pytest.MarkDecorator:
     )
 
 
+def pytest_itemcollected(item):
+    # All experiments are on embedded texts: `--knorm-text pg19` is about others.
+    if not item.get_closest_marker("fast"):
+        item.add_marker(pytest.mark.reads_text("embedded"))
+
+
 @pytest.fixture(scope="session")
 def short_texts(language_model, texts_of):
     """``short_texts(text_set)``: the first texts of a set, cut to what an experiment can afford."""
@@ -33,12 +39,10 @@ def short_texts(language_model, texts_of):
 
 
 @pytest.fixture
-def check_rows(language_model, golden, request):
-    """``check_rows(name, rows, key, texts, **settings)``: against the baseline, where numbers are float64."""
+def check_rows(language_model, golden):
+    """``check_rows(name, rows, key, texts, **settings)``: against the baseline."""
 
     def check(name, rows, key, texts, *, rtol=1e-6, atol=0.0, **settings):
-        if request.config.getoption("knorm_dtype") != "float64":
-            pytest.skip("baselines are float64: the table is shown at the end and not compared")
         source = made_from(language_model, texts, **settings)
         golden.check(f"{language_model.slug}/{name}", rows, key=key, made_from=source, rtol=rtol, atol=atol)
 

@@ -32,11 +32,12 @@ def test_only_is_everything_else():
 
 
 @pytest.fixture(scope="session")
-def skip_table(rows_of, short_texts):
+def skip_table(language_model, rows_of, short_texts):
     """``skip_table(text_set)``: {row: Evaluation} of the set's first text, computed once per process."""
 
     @functools.cache
     def table(text_set):
+        language_model.require(layers=1 + max(map(len, SKIPPED)))
         text = short_texts(text_set)[0]
         return rows_of(f"{text_set}: {text.title}", text.input_ids, {row: row.arguments() for row in ROWS})
 

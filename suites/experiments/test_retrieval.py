@@ -187,6 +187,10 @@ def matches(language_model, filler, remembered):
         context, tasks, ways = (MAIN | LONG)[cell]
         rows = {way: way.arguments() for way in ways}
         prompts = [hide(language_model.tokenizer, filler, task, context, depth) for task, depth in tasks]
+        language_model.require(
+            tokens=max(len(prompt.input_ids) for prompt in prompts),
+            layers=1 + max(len(way.skip_layers) for way in ways),
+        )
 
         def answers(prompt):
             settings = {"haystack": prompt.haystack, "answer": prompt.answer, "rows": list(rows.values())}

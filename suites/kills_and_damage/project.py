@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,15 +40,34 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
         (folder / name).write_text(text)
 
 
-def run_pytest(project: Path, *arguments: str, dies_at: int | None = None, **environment: str) -> Process:
+def run_pytest(
+    project: Path,
+    *arguments: str,
+    dies_at: int | None = None,
+    output: Path | None = None,
+    user: int | None = None,
+    **environment: str,
+) -> Process:
     """A pytest run of the project, in a process of its own, which tells pytest's exit status.
 
-    It may die in front of a change of its baselines.
+    It may die in front of a change of its baselines, write what it says to a file, and run as a user who has neither
+    a name nor a home.
     """
 
     def run(tell: Callable[[int], Any]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(project)
+            if output is not None:
+                file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(file, 1)
+                os.dup2(file, 2)
+                sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)
+            if user is not None:
+                os.setgroups([])
+                os.setgid(user)
+                os.setuid(user)
+                for name in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME"):
+                    patch.delenv(name, raising=False)
             for name, value in environment.items():
                 patch.setenv(name, value)
             tell(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from knorm_core.plugin.golden import _other_shape, _read_or_none
+from knorm_core.plugin.baseline import Stored, as_stored, decide, read_table
 
 PYTEST_RUNS = pytest.mark.full  # a pytest run of its own per step
 pytest_plugins = ["pytester"]
@@ -141,9 +141,10 @@ def test_labels_of_rows_are_compared_as_they_were_written(tmp_path):
     labels = ["1", "1.0", "1e-3", "007", "None", "nan", "", "low_norm 0.5", "a,b"]
     frame = pandas.DataFrame({"ppl": range(len(labels))}, index=pandas.Index(labels, name="key"))
     frame.to_csv(tmp_path / "ppl.csv")
-    read = _read_or_none(tmp_path / "ppl.csv")
+    read = read_table(tmp_path / "ppl.csv")
     assert list(read.index) == labels
-    assert _other_shape(read, frame) == []
+    made_from = {"versions": {}}
+    assert decide(Stored(read, made_from), as_stored(frame), made_from).status == "same"
 
 
 HALF_A_MERGE = b"keep_ratio,ppl,mean\n<<<<<<< ours\n1.0,12.5,3.0\n=======\n1.0,12.6,3.0\n>>>>>>> theirs\n0.5,20.0,4.0\n"

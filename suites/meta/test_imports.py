@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "report": {"results", "compare"},
     "plugin": {
         *CORE, "methods", "evaluator", "inputs", "sweeps", "experiments", "latency",
-        "results", "compare", "claims", "report",
+        "results", "compare", "claims", "report", "contract",
     },
     "lazy": set(),
     "__init__": {"lazy"},  # the names that it hands on are imported when they are first used

@@ -15,7 +15,7 @@ from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.inputs.texts import SHORT_SAMPLE
 from knorm_core.plugin.inputs import made_from
 
-pytestmark = [pytest.mark.repro, pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.repro, pytest.mark.xdist_group("faults"), pytest.mark.reads_text("embedded-articles")]
 
 RATIOS = (0.9, 0.5, 0.1)
 LENGTHS = (*SHORT_SAMPLE, 512)
@@ -45,7 +45,7 @@ def fault_rows(rows_of, texts):
     return rows + list(scored_both_ways(rows_of, samples))
 
 
-def test_the_faults_of_the_report_match_the_baseline(fault_rows, language_model, texts, golden, show_table, request):
+def test_the_faults_of_the_report_match_the_baseline(fault_rows, language_model, texts, golden, show_table):
     show_table(
         f"the report's faults, {language_model.slug}",
         [
@@ -61,8 +61,6 @@ def test_the_faults_of_the_report_match_the_baseline(fault_rows, language_model,
         ],
         "Evictions and tokens: all texts together.",
     )
-    if request.config.getoption("knorm_dtype") != "float64":
-        pytest.skip("baselines are float64: the table is shown at the end and not compared")
     golden.check(
         f"{language_model.slug}/embedded-articles/faults",
         fault_rows,
