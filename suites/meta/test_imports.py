@@ -25,7 +25,7 @@ AROUND_THE_CORE = {"__init__", "__main__", "evaluator", "lazy"}
 CORE = {path.stem for path in PACKAGE.glob("*.py")} - AROUND_THE_CORE | {"policies"}
 # A wing, or a file at the package's root, and which others it may import.
 MAY_IMPORT = {
-    **dict.fromkeys(CORE, CORE),
+    **dict.fromkeys(sorted(CORE), CORE),
     "methods": CORE,
     "evaluator": {*CORE, "methods"},
     "inputs": CORE,
