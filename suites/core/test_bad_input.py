@@ -158,7 +158,12 @@ def test_no_texts_have_no_perplexity():
 
 
 def test_a_compressor_that_returns_no_cache_is_refused():
-    with pytest.raises(TypeError, match="past_key_values is a NoneType"):
+    with pytest.raises(TypeError, match="past_key_values is a float"):
+        evaluate(tiny_model("llama"), random_ids(60), keep_ratio=0.5, compressor=lambda *_, **__: 0.5)
+
+
+def test_a_compressor_that_returns_nothing_and_changes_nothing_never_evicted():
+    with pytest.raises(NoEvictionError, match="nothing is ever evicted"):
         evaluate(tiny_model("llama"), random_ids(60), keep_ratio=0.5, compressor=lambda *_, **__: None)
 
 
