@@ -9,6 +9,7 @@ import torch
 
 from knorm_core import (
     ModelNotFoundError,
+    NoEvictionError,
     TextNotFoundError,
     UnsupportedModelError,
     effective_prune_after,
