@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 # Both orders of steps, where `evaluate` can have them.
 ORDERS = (1, 0) if "first_eviction_after" in {field.name for field in dataclasses.fields(Arguments)} else (0,)
 
+#: The protocol of the anchors: what the order of steps is decides none of them.
+KNOWN = dataclasses.replace(REPORT_PROTOCOL, first_eviction_after=ORDERS[0])
+
 #: What is open about the final table, and what each choice may be.
 OPEN: Mapping[str, tuple[Any, ...]] = {
     "skip_layers": ((0,), (0, 1), ()),
@@ -94,7 +97,7 @@ class Bench:
         self._ids: dict[str, tuple[int, ...]] = {}
         self._evaluators: dict[tuple[int, ...], Evaluator] = {}
 
-    def figures(self, protocol: ReportProtocol = REPORT_PROTOCOL) -> Figures:
+    def figures(self, protocol: ReportProtocol = KNOWN) -> Figures:
         """What this model prints where the report printed `REPORT_FIGURES`, with the protocol's choices."""
         whole = dataclasses.replace(protocol, baseline="whole")
         rows = [self._ppl(run) for run in self._runs(whole, ("Wikitext", 1.0))]
@@ -118,9 +121,9 @@ class Bench:
                 )
                 for column, ratio in itertools.product(COLUMNS, EARLY_RATIOS)
             },
-            long_books=protocol.average(
-                self._ppl(self._run(text, protocol.max_eval_tokens, phase_2)) for text in self._long
-            ),
+            long_books=None
+            if not self._long
+            else protocol.average(self._ppl(self._run(text, protocol.max_eval_tokens, phase_2)) for text in self._long),
         )
 
     def table(self, protocol: ReportProtocol) -> dict[Cell, float]:
@@ -158,7 +161,7 @@ class Bench:
 
 
 def combinations(
-    protocol: ReportProtocol = REPORT_PROTOCOL, choices: Mapping[str, tuple[Any, ...]] = OPEN
+    protocol: ReportProtocol = KNOWN, choices: Mapping[str, tuple[Any, ...]] = OPEN
 ) -> list[ReportProtocol]:
     """The protocol with every combination of the choices that are open."""
     return [
@@ -244,26 +247,27 @@ class Identification:
 
 def identify(
     bench: Bench,
-    printed: Figures = REPORT_FIGURES,
+    printed: Figures | None = None,
     candidates: Iterable[ReportProtocol] | None = None,
-    known: ReportProtocol = REPORT_PROTOCOL,
+    known: ReportProtocol = KNOWN,
     noise: Noise = NOISE,
 ) -> Identification:
     """Evaluate every class of combinations and put them in the order of how near they come.
 
     Args:
         bench: model and texts.
-        printed: figures to be explained.
+        printed: figures to be explained; by default `REPORT_FIGURES`.
         candidates: by default every combination of `OPEN`.
         known: the protocol of the anchors.
         noise: beside rounding, what a perplexity may differ by.
     """
+    printed = printed or REPORT_FIGURES
     measured = bench.figures(known).anchors()
     judged = [
         _judge(bench, members, printed.final, noise) for members in classes(bench, candidates or combinations(known))
     ]
     return Identification(
-        {name: (ppl, measured[name]) for name, ppl in printed.anchors().items()},
+        {name: (ppl, measured[name]) for name, ppl in printed.anchors().items() if name in measured},
         frozenset(printed.whole_texts()),
         sorted(judged, key=lambda one: (not one.prints_all, one.furthest)),
     )

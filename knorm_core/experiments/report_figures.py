@@ -25,7 +25,7 @@ class Figures:
         columns: uncompressed perplexity by column, whole texts.
         mean: the mean over all texts of both columns.
         early: perplexity by column and keep ratio of the stage `EARLY`.
-        long_books: uncompressed perplexity of long books on phase 2.
+        long_books: uncompressed perplexity of long books on phase 2; None where there are none.
     """
 
     final: Mapping[Cell, float]
@@ -33,14 +33,14 @@ class Figures:
     columns: Mapping[str, float]
     mean: float
     early: Mapping[Cell, float]
-    long_books: float
+    long_books: float | None
 
     def anchors(self) -> dict[str, float]:
         """The figures of known protocol by name, in order of trust; the first ones are `whole_texts`."""
         return {
             **self.whole_texts(),
             **{f"{column}, keep {ratio} at 32 of 256 tokens": ppl for (column, ratio), ppl in self.early.items()},
-            "long books, phase 2": self.long_books,
+            **({} if self.long_books is None else {"long books, phase 2": self.long_books}),
         }
 
     def whole_texts(self) -> dict[str, float]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import torch
 from transformers import DynamicCache
+
+COLUMNS, RATIOS, EARLY_RATIOS = ("Wikitext", "PG-19"), (1.0, 0.9, 0.5, 0.1), (0.9, 0.8, 0.7, 0.5)
 
 
 def threshold(length, prune_after):
@@ -62,3 +65,74 @@ class Replay:
 def mean_perplexity(losses):
     """The arithmetic mean of texts' perplexities."""
     return sum(math.exp(loss.mean()) for loss in losses) / len(losses)
+
+
+class Planted:
+    """The figures that the separate loop prints for a protocol."""
+
+    def __init__(self, model, tokenizer, rows, books):
+        self.model, self.tokenizer, self.sources = model, tokenizer, {"Wikitext": rows, "PG-19": books}
+        self.replays, self.computed = {}, {}
+
+    def replay(self, text, tokens):
+        ids = tuple(self.tokenizer(text, add_special_tokens=False).input_ids[:tokens])
+        return self.replays.setdefault(ids, Replay(self.model, ids))
+
+    def losses(self, text, tokens, *arguments, **options):
+        replay = self.replay(text, tokens)
+        key = (id(replay), arguments, tuple(options.items()))
+        if key not in self.computed:
+            start = arguments[1] if len(arguments) > 1 else threshold(len(replay.ids), 256)
+            self.computed[key] = replay.losses(arguments[0], start, **options)
+        return self.computed[key]
+
+    def texts(self, protocol, column):
+        if column == "PG-19":
+            return [book[: protocol.book_characters] for book in self.sources[column][: protocol.books]]
+        return [row[: protocol.row_characters] for row in self.sources[column] if len(row.strip()) >= 50][
+            : protocol.rows
+        ]
+
+    def cell(self, protocol, column, ratio):
+        texts = self.texts(protocol, column)
+        if ratio == 1 and protocol.baseline == "whole":
+            return mean_perplexity([self.replay(text, protocol.baseline_tokens).plain() for text in texts])
+        if ratio == 1:
+            plain = [self.replay(text, protocol.max_eval_tokens).plain() for text in texts]
+            return mean_perplexity([losses[threshold(len(losses) + 1, 256) :] for losses in plain])
+        options = {
+            "skip": protocol.skip_layers,
+            "true_positions": protocol.positions == "absolute",
+            "feed_first": protocol.first_eviction_after == 1,
+        }
+        return mean_perplexity([self.losses(text, protocol.max_eval_tokens, ratio, **options) for text in texts])
+
+    def early(self, protocol, column, ratio):
+        """Compressed at 32 of 256 tokens, layer 0 left alone, scored from token 1."""
+        every = []
+        for text in self.texts(protocol, column):
+            before = self.replay(text, 256).plain()[:32]
+            every.append(torch.cat([before, self.losses(text, 256, ratio, 32, skip=(0,))]))
+        return mean_perplexity(every)
+
+    def table(self, protocol):
+        return {cell: round(self.cell(protocol, *cell), 2) for cell in itertools.product(COLUMNS, RATIOS)}
+
+    def figures(self, known, long_books):
+        """The anchors of one protocol, as keyword arguments of `Figures`; the final table of no one yet."""
+        whole = {
+            column: [math.exp(self.replay(text, known.baseline_tokens).plain().mean()) for text in texts]
+            for column in COLUMNS
+            if (texts := self.texts(known, column))
+        }
+        long = [self.replay(text, known.max_eval_tokens).plain() for text in long_books]
+        every = [ppl for column in whole.values() for ppl in column]
+        phase_2 = [losses[threshold(len(losses) + 1, 256) :] for losses in long]
+        return {
+            "final": {},
+            "rows": tuple(round(ppl, 2) for ppl in whole["Wikitext"][:2]),
+            "columns": {column: round(sum(ppls) / len(ppls), 2) for column, ppls in whole.items()},
+            "mean": round(sum(every) / len(every), 2),
+            "early": {cell: round(self.early(known, *cell), 2) for cell in itertools.product(COLUMNS, EARLY_RATIOS)},
+            "long_books": round(mean_perplexity(phase_2), 2) if phase_2 else None,
+        }
