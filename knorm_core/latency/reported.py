@@ -76,7 +76,7 @@ class LoopRow:
         ttft_seconds: time to first token; its ratio is to the plain loop's, timed the same way.
         guessed_ttft_seconds: the same time, its ratio to the guessed baseline: a tenth of `generate`'s whole time.
         tokens_per_second: its ratio is to `generate`.
-        loop_tokens_per_second: the same, its ratio to the plain loop.
+        step_tokens_per_second: the same, its ratio to the loop before it in `LOOPS`: what this step alone costs.
     """
 
     loop: str
@@ -85,7 +85,7 @@ class LoopRow:
     ttft_seconds: Quantity
     guessed_ttft_seconds: Quantity
     tokens_per_second: Quantity
-    loop_tokens_per_second: Quantity
+    step_tokens_per_second: Quantity
 
 
 def measure_loops(
@@ -132,9 +132,9 @@ def measure_loops(
             quantity(first[name], first[PLAIN], seed),
             quantity(first[name], guessed, seed),
             quantity(speed[name], speed[GENERATE], seed),
-            quantity(speed[name], speed[PLAIN], seed),
+            quantity(speed[name], speed[before], seed),
         )
-        for name in LOOPS
+        for name, before in zip(LOOPS, (GENERATE, *LOOPS), strict=False)
     ]
 
 
@@ -186,7 +186,7 @@ def _loop(
 
 def loop_rows(rows: Sequence[LoopRow]) -> list[dict[str, Any]]:
     """The rows as a table of the results has them: medians, and paired ratios with their 95 % intervals."""
-    quantities = ("ttft_seconds", "guessed_ttft_seconds", "tokens_per_second", "loop_tokens_per_second")
+    quantities = ("ttft_seconds", "guessed_ttft_seconds", "tokens_per_second", "step_tokens_per_second")
     table = []
     for row in rows:
         columns: dict[str, Any] = {

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from knorm_core.report.axes import keep_ratio_axis, log_limits, multiples_axis
-from knorm_core.report.named import Named, named
 from knorm_core.report.palette import LIGHT, SERIES
-from knorm_core.report.section import Absent, Figure, Panel, Section, shown
+from knorm_core.report.section import Absent, Figure, Panel, Section, as_recorded, of_kind
 from knorm_core.report.svg import draw, plain, short
-from knorm_core.report.words import change, keep, listed
-from knorm_core.results.records import Results
+from knorm_core.report.words import keep, listed
+from knorm_core.results.interval import per_cent
+from knorm_core.results.records import Results, Table, TableRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Rows = Sequence[Mapping[str, Any]]
-
 
 def section(results: Results) -> Section:
     """One figure per model whose stages were run, and a table of what made each curve."""
-    runs, stages = named(results, "trail"), named(results, "trail-stages")
+    runs, stages = of_kind(results, "trail"), of_kind(results, "trail-stages")
     return Section(
         "trail",
         "The report's trail",
         "How did the report's numbers come about, stage by stage?",
         [_figure(f"trail-{index}", run) for index, run in enumerate(runs)],
-        tables=[shown(one.table, "Stages of the report: fault, the check that notices it, what was printed")
-                for one in stages[:1]],
+        tables=[as_recorded(table, "Stages of the report: fault, the check that notices it, what was printed")
+                for table in stages[:1]],
         absent=[]
         if runs
         else [Absent("the report's stages", "tox", "pytest -m repro suites/experiments/test_trail.py")],
     )  # fmt: skip
 
 
-def finding(rows: Rows) -> str:
+def finding(rows: TableRows) -> str:
     """Which stages print one number whatever is kept, and what keep 0.9 does in the others."""
     flat, bent = [], []
     for stage in _stages(rows):
@@ -46,7 +43,7 @@ def finding(rows: Rows) -> str:
             flat.append(number)
         else:
             worst = max(own, key=lambda row: row["ratio"])
-            bent.append(f"{number} is worst at keep {keep(worst['keep_ratio'])} ({change(worst['ratio'])})")
+            bent.append(f"{number} is worst at keep {keep(worst['keep_ratio'])} ({per_cent(worst['ratio'])})")
     sentences = []
     if flat:
         sentences.append(f"Stages {listed(flat)} print one perplexity at every keep ratio: nothing is evicted.")
@@ -55,12 +52,12 @@ def finding(rows: Rows) -> str:
     return " ".join(sentences)
 
 
-def _stages(rows: Rows) -> list[str]:
+def _stages(rows: TableRows) -> list[str]:
     return list(dict.fromkeys(row["stage"] for row in rows))
 
 
-def _figure(name: str, run: Named) -> Figure:
-    rows = run.table.rows
+def _figure(name: str, run: Table) -> Figure:
+    rows = run.rows
     panels = [
         Panel(
             f"Averaged over the {plain(column)}" if column.endswith("s") else f"On the {plain(column)}",
@@ -69,7 +66,7 @@ def _figure(name: str, run: Named) -> Figure:
                 partial(_plot, rows=[row for row in rows if row["texts"] == column]),
                 alt=f"Line chart of perplexity against keep ratio on {plain(column)}, a line per stage. "
                 + listed(
-                    f"{plain(row['stage'])}, keep {keep(row['keep_ratio'])}: {change(row['ratio'])}"
+                    f"{plain(row['stage'])}, keep {keep(row['keep_ratio'])}: {per_cent(row['ratio'])}"
                     for row in rows
                     if row["texts"] == column and row["keep_ratio"] < 1
                 )
@@ -83,13 +80,13 @@ def _figure(name: str, run: Named) -> Figure:
         f"The six stages on {run.model}",
         finding(rows),
         panels,
-        shown(run.table, f"The report's stages on {run.model}"),
+        as_recorded(run, f"The report's stages on {run.model}"),
         note="Perplexity against what the same stage prints at keep 1.0. Stages 2 and 3 lie on one line: the order of "
         "survivors changes nothing.",
     )
 
 
-def _plot(ax: Axes, rows: Rows) -> None:
+def _plot(ax: Axes, rows: TableRows) -> None:
     multiples_axis(ax, log_limits(row["ratio"] for row in rows), "PPL, × keep 1.0 of the stage")
     for index, stage in enumerate(_stages(rows)):
         own = [row for row in rows if row["stage"] == stage]

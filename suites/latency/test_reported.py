@@ -104,7 +104,7 @@ def test_the_reports_timers_beside_honest_ones(shape, timed_model, show_table, r
                 "× a tenth of the whole": row["guessed_ttft_seconds_ratio"],
                 "tokens/s": row["tokens_per_second"],
                 "× generate": row["tokens_per_second_ratio"],
-                "× the plain loop's": row["loop_tokens_per_second_ratio"],
+                "× the loop before": row["step_tokens_per_second_ratio"],
             }
             for row in table
         ],
