@@ -59,8 +59,6 @@ def test_the_papers_own_loop_agrees(embedded_model, texts_of):
 
 
 def test_drift_inverts_the_curve_and_true_positions_do_not(ids, embedded_model):
-    # The report's PG-19 column has keep 0.9 worse than 0.1. With positions from the cache length so has
-    # ours; with true positions it has not.
     table = evaluate_table(embedded_model.model, ids, keep_ratios=(0.9, 0.5, 0.1), positions=("absolute", "cache"))
     drifted, true = ([table[mode, r].ppl for r in (0.9, 0.5, 0.1)] for mode in ("cache", "absolute"))
     assert drifted == sorted(drifted, reverse=True)
