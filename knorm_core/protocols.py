@@ -133,7 +133,7 @@ class ReportProtocol:
             "policy": self.policy,
             "skip_layers": self.skip_layers,
             "positions": self.positions,
-            **feeding_first(self.first_eviction_after),
+            "first_eviction_after": self.first_eviction_after,
         }
 
     def tokens(self, keep_ratio: float) -> int:
@@ -148,11 +148,6 @@ class ReportProtocol:
 
 
 _SCORED = {"whole": "start", "phase2": "phase2"}
-
-
-def feeding_first(tokens: int) -> dict[str, int]:
-    """The argument of `evaluate` for the order of steps; none where it is the default."""
-    return {"first_eviction_after": tokens} if tokens else {}
 
 
 REPORT_PROTOCOL = ReportProtocol()

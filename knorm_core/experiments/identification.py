@@ -29,22 +29,16 @@ from knorm_core.experiments.report_figures import (
     Figures,
 )
 from knorm_core.protocols import REPORT_PROTOCOL, ReportProtocol
-from knorm_core.setting import Arguments, Setting
+from knorm_core.setting import Setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Both orders of steps, where `evaluate` can have them.
-ORDERS = (1, 0) if "first_eviction_after" in {field.name for field in dataclasses.fields(Arguments)} else (0,)
-
-#: The protocol of the anchors: what the order of steps is decides none of them.
-KNOWN = dataclasses.replace(REPORT_PROTOCOL, first_eviction_after=ORDERS[0])
 
 #: What is open about the final table, and what each choice may be.
 OPEN: Mapping[str, tuple[Any, ...]] = {
     "skip_layers": ((0,), (0, 1), ()),
     "positions": ("cache", "absolute"),
-    "first_eviction_after": ORDERS,
+    "first_eviction_after": (1, 0),
     "baseline": ("whole", "phase2"),
     "baseline_tokens": (512, 1024),
     "book_characters": (2048, 4096),
@@ -97,7 +91,7 @@ class Bench:
         self._ids: dict[str, tuple[int, ...]] = {}
         self._evaluators: dict[tuple[int, ...], Evaluator] = {}
 
-    def figures(self, protocol: ReportProtocol = KNOWN) -> Figures:
+    def figures(self, protocol: ReportProtocol = REPORT_PROTOCOL) -> Figures:
         """What this model prints where the report printed `REPORT_FIGURES`, with the protocol's choices."""
         whole = dataclasses.replace(protocol, baseline="whole")
         rows = [self._ppl(run) for run in self._runs(whole, ("Wikitext", 1.0))]
@@ -161,7 +155,7 @@ class Bench:
 
 
 def combinations(
-    protocol: ReportProtocol = KNOWN, choices: Mapping[str, tuple[Any, ...]] = OPEN
+    protocol: ReportProtocol = REPORT_PROTOCOL, choices: Mapping[str, tuple[Any, ...]] = OPEN
 ) -> list[ReportProtocol]:
     """The protocol with every combination of the choices that are open."""
     return [
@@ -249,7 +243,7 @@ def identify(
     bench: Bench,
     printed: Figures | None = None,
     candidates: Iterable[ReportProtocol] | None = None,
-    known: ReportProtocol = KNOWN,
+    known: ReportProtocol = REPORT_PROTOCOL,
     noise: Noise = NOISE,
 ) -> Identification:
     """Evaluate every class of combinations and put them in the order of how near they come.

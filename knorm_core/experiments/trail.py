@@ -19,8 +19,8 @@ from knorm_core.cache import read_layers, take, with_layers
 from knorm_core.counts import kept_count
 from knorm_core.evaluation import Evaluation
 from knorm_core.evaluator import Evaluator
-from knorm_core.experiments.identification import KNOWN
 from knorm_core.experiments.report_figures import EARLY, EARLY_TOKENS
+from knorm_core.protocols import REPORT_PROTOCOL
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ STAGES = (
         "compressed rows are scored on phase 2, the baseline on the whole text (inferred)",
         "keep_one_is_scored_on_the_same_tokens",
         "+13, +19 and +115 % on Wikitext, +45, +27 and +30 % on PG-19",
-        KNOWN.arguments,
-        tokens=KNOWN.max_eval_tokens,
-        baseline_tokens=KNOWN.baseline_tokens,
+        REPORT_PROTOCOL.arguments,
+        tokens=REPORT_PROTOCOL.max_eval_tokens,
+        baseline_tokens=REPORT_PROTOCOL.baseline_tokens,
     ),
 )
 

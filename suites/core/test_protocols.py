@@ -35,8 +35,7 @@ def test_means_of_perplexities_give_the_mean_that_the_report_prints():
 def test_the_baseline_is_scored_on_other_tokens_than_the_compressed_rows_unless_asked_otherwise():
     model, ids = tiny_model("gpt_neox"), random_ids(90)
     aligned = dataclasses.replace(REPORT_PROTOCOL, baseline="phase2")
-    compressed = REPORT_PROTOCOL.arguments(0.5) | {"first_eviction_after": 0}
-    compressed.pop("first_eviction_after")
+    compressed = REPORT_PROTOCOL.arguments(0.5)
     scored = [
         len(evaluate(model, ids, **arguments).nll)
         for arguments in (REPORT_PROTOCOL.arguments(1.0), aligned.arguments(1.0), compressed)

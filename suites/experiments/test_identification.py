@@ -13,7 +13,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from knorm_core import load_model
-from knorm_core.experiments.identification import OPEN, ORDERS, Bench, Noise, classes, combinations, described, identify
+from knorm_core.experiments.identification import OPEN, Bench, Noise, classes, combinations, described, identify
 from knorm_core.experiments.report_figures import REPORT_FIGURES, Figures
 from knorm_core.inputs.texts import TEXT_SETS
 from knorm_core.protocols import ReportProtocol
@@ -23,9 +23,7 @@ from suites.experiments.replay import Planted
 # compressed, where the next class is off by 5 %; and 0.01 % with layer 0 left alone.
 NOISE = Noise(0.0015, 0.02)
 CHOICES = {**OPEN, "baseline_tokens": (60, 1024), "book_characters": (100, 140)}
-LETTERS = ReportProtocol(
-    rows=1, row_characters=80, books=1, book_characters=100, baseline_tokens=60, first_eviction_after=ORDERS[0]
-)
+LETTERS = ReportProtocol(rows=1, row_characters=80, books=1, book_characters=100, baseline_tokens=60)
 
 
 WORDS = 4099
@@ -88,7 +86,7 @@ def test_every_class_is_traced_back_from_its_table_on_a_tiny_model():
     model, exact = tiny_neox(torch.float32), tiny_neox()
     rows, long = rows_of_articles(), [books()[0][:300], books()[1][:300]]
     answers = list(traced_back(model, exact, Letters(), LETTERS, CHOICES, rows, long, 250))
-    assert len(answers) == 4 * len(ORDERS) * 3 * 2
+    assert len(answers) == 4 * 2 * 3 * 2
     for members, answer in answers:
         assert answer.failing == [], answer.sentence()
         assert answer.judged[0].members == members, answer.sentence()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from knorm_core.experiments.identification import KNOWN
+from knorm_core import REPORT_PROTOCOL
 from suites.experiments.replay import Planted
 from suites.hub import content, processes
 from suites.hub.test_pythia import command
@@ -47,8 +47,8 @@ def last_line(environment, tmp_path):
 
 
 def test_the_run_ends_with_the_class_that_printed_a_planted_table(planted, last_line):
-    protocol = dataclasses.replace(KNOWN, skip_layers=(0, 1), baseline="phase2", book_characters=4096)
-    figures = planted.figures(KNOWN, []) | {"final": planted.table(protocol)}
+    protocol = dataclasses.replace(REPORT_PROTOCOL, skip_layers=(0, 1), baseline="phase2", book_characters=4096)
+    figures = planted.figures(REPORT_PROTOCOL, []) | {"final": planted.table(protocol)}
     for name in ("final", "early"):
         figures[name] = [(*cell, ppl) for cell, ppl in figures[name].items()]
     sentence = last_line(KNORM_PLANTED=json.dumps(figures))
