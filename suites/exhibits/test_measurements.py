@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from knorm_core import REPORT_PROTOCOL
 from knorm_core.contract.findings import Broken
 from knorm_core.contract.measurements import average_pools_tokens, first_token_waits_for_the_prompt, texts_are_prose
+from knorm_core.inputs.text_sources import pg19_whole
 from knorm_core.inputs.texts import TEXT_SETS
 
 pytestmark = pytest.mark.fast
@@ -79,6 +80,6 @@ def test_what_the_report_takes_of_a_book_is_front_matter():
     folder = os.environ.get("KNORM_TEXT_DIR")
     if not folder:
         pytest.skip("a book's front matter is in the text mirror: KNORM_TEXT_DIR")
-    books = [text for _, text in TEXT_SETS["pg19"].source(Path(folder))]
+    books = [text for _, text in pg19_whole(Path(folder))]
     with pytest.raises(Broken, match="in paragraphs of prose"):
         texts_are_prose(REPORT_PROTOCOL.pg19(books))

@@ -9,6 +9,7 @@ import pytest
 
 from knorm_core import REPORT_PROTOCOL
 from knorm_core.experiments.identification import Bench, combinations, described, identify
+from knorm_core.inputs.text_sources import pg19_whole
 from knorm_core.inputs.texts import TEXT_SETS
 from knorm_core.plugin.inputs import made_from
 
@@ -21,10 +22,8 @@ def test_the_final_table_is_traced_to_a_class_of_evaluations(language_model, req
     if language_model.name != REPORT_PROTOCOL.model:
         pytest.skip(f"the report's table is of {REPORT_PROTOCOL.model}: tox -e pythia")
     folder = request.config.getoption("knorm_text_dir") or os.environ.get("KNORM_TEXT_DIR")
-    rows, books = (
-        [text for _, text in TEXT_SETS[name].source(Path(folder) if folder else None)]
-        for name in ("wikitext-short", "pg19")
-    )
+    mirror = Path(folder) if folder else None
+    rows, books = ([text for _, text in source(mirror)] for source in (TEXT_SETS["wikitext-short"].source, pg19_whole))
     result = identify(Bench(language_model.model, language_model.tokenizer, rows, books))
     anchors = [
         {"anchor": name, "printed": printed, "measured": measured, "off": measured / printed - 1}
