@@ -5,7 +5,6 @@ from knorm_core.counts import eviction_schedule as eviction_schedule
 from knorm_core.counts import kept_count as kept_count
 from knorm_core.evaluation import Evaluation as Evaluation
 from knorm_core.evaluation import perplexity as perplexity
-from knorm_core.evaluator import PAPER_PROTOCOL as PAPER_PROTOCOL
 from knorm_core.evaluator import Evaluator as Evaluator
 from knorm_core.evaluator import evaluate as evaluate
 from knorm_core.evaluator import evaluate_batch as evaluate_batch
@@ -22,6 +21,10 @@ from knorm_core.policies import POLICIES as POLICIES
 from knorm_core.policy import Policy as Policy
 from knorm_core.policy import PolicyError as PolicyError
 from knorm_core.policy import Seen as Seen
+from knorm_core.protocols import PAPER_PROTOCOL as PAPER_PROTOCOL
+from knorm_core.protocols import REPORT_PROTOCOL as REPORT_PROTOCOL
+from knorm_core.protocols import ReportProtocol as ReportProtocol
+from knorm_core.protocols import paper_arguments as paper_arguments
 from knorm_core.setting import Arguments as Arguments
 from knorm_core.setting import NoEvictionError as NoEvictionError
 from knorm_core.setting import SlowFallbackWarning as SlowFallbackWarning

@@ -28,10 +28,6 @@ from knorm_core.setting import Arguments, Setting, SlowFallbackWarning, Unsuppor
 Key = TypeVar("Key", bound=Hashable)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: The protocol of the paper's own scripts: score from the start, leave layers 0 and 1 alone, and take
-#: prune_after as given. ``evaluate(model, ids, keep_ratio=0.5, **PAPER_PROTOCOL)``.
-PAPER_PROTOCOL: dict[str, Any] = {"score_from": "start", "skip_layers": (0, 1), "adjust": False}
-
 # On a CPU a batch saves only the overhead of many small matrices. SmolLM2-135M, float32, keep 0.5, one thread of an
 # AMD EPYC: batches of 2, 4 and 8 take 0.84, 0.87 and 0.83 of the time of their texts one by one at 200 tokens, 0.92,
 # 0.99 and 0.90 at 512, and 1.11 (of 2) at 1,024, medians of paired CPU times on a busy machine.

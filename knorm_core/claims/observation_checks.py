@@ -111,24 +111,6 @@ def recall_at(
     return Answer(rules.recall(share, bar, at_most=at_most), why, (Number.named(describe(row), share),), MORE_PROMPTS)
 
 
-@check(of_any_weights=True)
-def ttft(tables: Tables, name: str, *, row: Mapping[str, Any], expected: float, timer: str, first_call: str) -> Answer:
-    """The time to first token falls by as much as claimed: with the ``timer`` "honest", or with a "cold" baseline.
-
-    ``first_call`` names the table of first calls. A cold baseline alone makes of two equal times what a warm call is
-    of a first one.
-    """
-    table, first = tables.table(name), tables.table(first_call)
-    if timer == "honest":
-        ratio = interval(table, find_row(table, row), "warm_ttft_ratio")
-        why = f"{ratio} with honest timers, claimed {expected:+g} %".replace("-", "−")
-        return Answer(rules.falls(ratio, expected), why, (Number.named("honest ratio", ratio),), "more rounds")
-    cold = interval(first, find_row(first, {"what": "whole first call"}), "seconds_ratio")
-    why = f"a cold baseline makes {cold.inverse}: a first call takes {cold.value:.2f} warm ones"
-    numbers = (Number.named("first call over warm call", cold),)
-    return Answer(rules.falls(cold.inverse, expected), why, numbers, "more processes")
-
-
 def _counts(table: Table, labels: Mapping[str, Any]) -> tuple[int, int]:
     row = find_row(table, labels)
     matches, of = number(table, row, "matches"), number(table, row, "of")

@@ -136,12 +136,6 @@ def recall(share: Interval, bar: float, *, at_most: bool = False) -> bool | None
 
 
 @_rule
-def falls(ratio: Interval, expected: float) -> bool | None:
-    """A fall: the interval of the change lies at or below the claimed one; refuted where it lies above it."""
-    return within(ratio, high=1 + expected / 100)
-
-
-@_rule
 def shrinks(steps: Sequence[Interval]) -> bool | None:
     """A change shrinks with size: from each model to the next larger one; refuted where it is shown not to."""
     return all_of([below(step, 1) for step in steps])

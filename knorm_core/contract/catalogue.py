@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from knorm_core.contract import (  # noqa: F401  (each lists its checks as it is imported)
+    baseline_checks,
     evaluator_checks,
     firing_checks,
     given_checks,

@@ -38,3 +38,5 @@ FLAG: Codec[bool] = Codec(lambda flag: (flag, {}), lambda facts, _: bool(facts))
 HEAD: Codec[HeadObservation] = Codec(
     lambda head: (dataclasses.asdict(head), {}), lambda facts, _: HeadObservation(**facts)
 )
+# Rows of numbers and text, as a table has them.
+RECORDS: Codec[list[dict[str, Any]]] = Codec(lambda rows: (rows, {}), lambda facts, _: list(facts))

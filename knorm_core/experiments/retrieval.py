@@ -27,6 +27,7 @@ from knorm_core.counts import check_int
 from knorm_core.evaluator import Evaluator, Key
 from knorm_core.methods import onepass
 from knorm_core.methods.head import Head
+from knorm_core.setting import Setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 # As in the paper's script; without it, a needle at depth 0 would be the first token, which every head attends to.
 OPENING = "There is an important piece of information hidden in this text. Find it and remember it.\n\n"
+
+
+#: What the paper's passkey script repeats around the key.
+PAPERS_FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
 class Task(NamedTuple):
@@ -118,11 +123,27 @@ def hide(tokenizer: PreTrainedTokenizerBase, filler: str, task: Task, context: i
     return Prompt(torch.tensor(haystack + question + answer), len(haystack), len(answer))
 
 
+def hide_as_the_paper(tokenizer: PreTrainedTokenizerBase, task: Task, context: int, depth: float) -> Prompt:
+    """The prompt of the paper's passkey script: the filler that it repeats, and the question read before compression.
+
+    Its script (alessiodevoto/l2compress, commit f93d6ca, eval_passkey.py and gen_utils.py) feeds the whole prompt,
+    takes the first token of the answer, and compresses then. So the haystack that is compressed ends with the question.
+
+    Args:
+        tokenizer, task: as for `hide`.
+        context: tokens of the whole prompt.
+        depth: 0 hides the needle before the filler, 1 after it.
+    """
+    filler = " ".join([PAPERS_FILLER] * (context // 8))
+    prompt = hide(tokenizer, filler, task, context, depth)
+    return prompt._replace(haystack=len(prompt.input_ids) - prompt.answer)
+
+
 def recalled(model: nn.Module, prompt: Prompt, rows: Mapping[Key, Mapping[str, Any]]) -> dict[Key, bool]:
     """Whether greedy decoding gives exactly the answer, for every row of arguments of `evaluate`.
 
-    Rows with ``when="after_prefill"`` take no ``prune_after``: phase 1 is the haystack. Phase 1 is fed once
-    for all rows that share it.
+    Rows with ``when="after_prefill"`` take no ``prune_after``: phase 1 is the haystack. Where that is all of the
+    prompt, the answer's first token comes from before the compression. Phase 1 is fed once for all rows that share it.
     """
     arguments = {}
     for key, row in rows.items():
@@ -136,10 +157,23 @@ def recalled(model: nn.Module, prompt: Prompt, rows: Mapping[Key, Mapping[str, A
     ids = evaluator.ids
     wanted = ids[-prompt.answer :]
     head = Head(model)
+
+    def says(setting: Setting, tokens: int) -> bool:
+        states = onepass.final_states(model, ids, setting, evaluator.prefix(setting), count=tokens)
+        return bool((head(states).argmax(-1) == wanted[-tokens:]).all())
+
+    settings = evaluator.settings(arguments, one_pass=True)
+    whole = prompt.haystack == len(ids) - prompt.answer
+    if whole:
+        first = {"keep_ratio": 1.0, "prune_after": prompt.haystack - 1, "adjust": False}
+        start = evaluator.setting(first)
+        states = onepass.final_states(model, ids, start, evaluator.prefix(start), count=prompt.answer)
+        if not bool(head(states[:1]).argmax(-1) == wanted[0]):
+            return dict.fromkeys(settings, False)
+    tokens = prompt.answer - whole
     answered = {}
-    for key, setting in evaluator.settings(arguments, one_pass=True).items():
-        if len(ids) - 1 - setting.start < prompt.answer:
+    for key, setting in settings.items():
+        if len(ids) - 1 - setting.start < tokens:
             raise ValueError(f"prune_after={setting.start} lies within the answer, which ends at token {len(ids)}")
-        states = onepass.final_states(model, ids, setting, evaluator.prefix(setting), count=prompt.answer)
-        answered[key] = bool((head(states).argmax(-1) == wanted).all())
+        answered[key] = says(setting, tokens)
     return answered

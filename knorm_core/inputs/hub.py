@@ -30,15 +30,15 @@ class Pin(NamedTuple):
 
 #: Repositories that the suite names.
 PINNED: dict[str, Pin] = {
-    "EleutherAI/pythia-70m": Pin(
+    "EleutherAI/pythia-70m-deduped": Pin(
         "model",
-        "a39f36b100fe8a5377810d56c3f4789b9c53ac42",
+        "e93a9faa9c77e5d09219f6c868bfc7a1bd65593c",
         {
             "config.json": "002050231a9b1ec3ac77aa6b9b3bbdc4d923f4068a7dd33b8da72a9bd6ad9a43",
             "special_tokens_map.json": "6f50ab5a5a509a1c309d6171f339b196a900dc9c99ad0408ff23bb615fdae7ad",
             "tokenizer.json": "c24618a1b3e6a38167beff1c72cffd126c3a66254347304b50547d12c5f25624",
             "tokenizer_config.json": "70e38394e494931c6f773ba41e19460dd4436526b852207367f04341b4066d3f",
-            "model.safetensors": "ebfa4e2f18696ebd83716a0d39fe2c025f2ff8483f72a83ca59c475692fc9d15",
+            "model.safetensors": "3da388330e4549156d76b58d6d268c63cd005e9336b4f4d2d378421e7b7a33fd",
         },
     ),
     "Salesforce/wikitext": Pin(

@@ -24,6 +24,7 @@ from knorm_core.report import (
     perplexity,
     precision,
     runs,
+    trail,
     verdicts,
 )
 from knorm_core.report.palette import DARK, LIGHT
@@ -35,6 +36,7 @@ from knorm_core.results.records import Results
 SECTIONS: tuple[Callable[[Results], Section], ...] = (
     runs.section,
     verdicts.section,
+    trail.section,
     perplexity.section,
     cache_length.section,
     controls.section,

@@ -47,8 +47,8 @@ def section(results: Results) -> Section:
         for mode, words in MODES.items()
         if mode not in modes
     ]
-    if not any(model.endswith("pythia-70m") for model, _, _ in groups):
-        absent.append(Absent("the model that the report is about, EleutherAI/pythia-70m", "tox -e pythia"))
+    if not any(model.endswith("pythia-70m-deduped") for model, _, _ in groups):
+        absent.append(Absent("the model that the report is about, EleutherAI/pythia-70m-deduped", "tox -e pythia"))
     return Section(
         "perplexity",
         "Perplexity against keep ratio",

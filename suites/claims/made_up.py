@@ -156,19 +156,6 @@ def recall_at(holds, *, row, expected, tolerance=0.0, uncompressed=None, at_most
     return {"": rows if uncompressed is None else [*rows, {**uncompressed, "matches": of, "of": of}]}
 
 
-def ttft(holds, *, row, expected, timer, first_call):
-    """Each timer has a column of its own; a claim has both timers, one of them as a fault."""
-    fallen = 1 + expected / 100
-    honest = cold = {}
-    if timer == "honest":
-        value = {True: ratio(fallen / 2), False: ratio(1.0), None: ratio(fallen * 1.5, fallen / 2, 1.0)}[holds]
-        honest = {f"warm_ttft_{column}": each for column, each in value.items()}
-    else:
-        value = {True: ratio(2 / fallen), False: ratio(1.0), None: ratio(1.5, 1.0, 2 / fallen)}[holds]
-        cold = {f"seconds_{column}": each for column, each in value.items()}
-    return {"": [{**row, **honest}], first_call: [{"what": "whole first call", **cold}]}
-
-
 def shrinks_with_size(holds, *, models, row):
     values = {True: (3.0, 2.0), False: (2.0, 3.0), None: (3.0, 2.0)}[holds]
     made = [ratio(value, 0.01, 100.0) if holds is None else ratio(value) for value in values]
@@ -179,7 +166,7 @@ MAKERS: Mapping[str, Callable[..., Mapping[str, Rows]]] = {
     function.__name__: function
     for function in (
         cell_value, count, change, no_loss, no_difference, rises, worst, mildest, better, never_fires, fires, dilutes,
-        correlation, attention_loss_stands_out, attention_loss_is_low, recall_at, ttft, shrinks_with_size,
+        correlation, attention_loss_stands_out, attention_loss_is_low, recall_at, shrinks_with_size,
     )
 }  # fmt: skip
 

@@ -229,11 +229,11 @@ def test_scoring_from_the_start_dilutes_the_change():
 @methods
 def test_the_papers_protocol_is_a_named_setting(method):
     ids = random_ids(100)
-    result = evaluate(tiny_model("llama"), ids, keep_ratio=0.5, prune_after=50, method=method, **PAPER_PROTOCOL)
+    result = evaluate(tiny_model("llama"), ids, prune_after=50, method=method, **{**PAPER_PROTOCOL, "keep_ratio": 0.5})
     assert len(result.nll) == 99
     assert result.evictions_per_layer == (0, 0, 2)
     with pytest.raises(NoEvictionError):
-        evaluate(tiny_model("llama"), ids, keep_ratio=0.5, prune_after=256, **PAPER_PROTOCOL)
+        evaluate(tiny_model("llama"), ids, prune_after=256, **PAPER_PROTOCOL)
 
 
 def test_perplexity_pools_tokens_not_texts():

@@ -9,7 +9,7 @@ import pytest
 
 from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS
 from knorm_core.contract.checks import Check
-from suites.exhibits import compressors, evaluators, key_norm_compressors, limits, order_of_steps
+from suites.exhibits import compressors, evaluators, key_norm_compressors, limits, order_of_steps, the_report
 from suites.exhibits.exhibit import Exhibit
 
 pytestmark = pytest.mark.fast
@@ -21,6 +21,7 @@ EXHIBITS = (
     + limits.EXHIBITS
     + evaluators.EXHIBITS
     + order_of_steps.EXHIBITS
+    + the_report.EXHIBITS
 )
 ids = [exhibit.name for exhibit in EXHIBITS]
 

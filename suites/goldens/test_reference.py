@@ -53,15 +53,12 @@ def test_compressing_once_after_prefill_agrees_with_kvpress(ids, embedded_model)
 def test_the_papers_own_loop_agrees(embedded_model, texts_of):
     [article] = texts_of(embedded_model, "wikitext-articles", 699, 1)
     ids = torch.cat([torch.tensor([embedded_model.tokenizer.bos_token_id]), article.input_ids])
-    same = {"policy": "low_norm_exact", "prune_after": 256, **PAPER_PROTOCOL}
-    rows = {ratio: {"keep_ratio": ratio, **same} for ratio in PAPERS_LOOP}
+    rows = {ratio: {**PAPER_PROTOCOL, "prune_after": 256, "keep_ratio": ratio} for ratio in PAPERS_LOOP}
     results = evaluate_rows(embedded_model.model, ids, rows)
     assert {ratio: result.ppl for ratio, result in results.items()} == pytest.approx(PAPERS_LOOP, rel=1e-5)
 
 
 def test_drift_inverts_the_curve_and_true_positions_do_not(ids, embedded_model):
-    # The report's PG-19 column has keep 0.9 worse than 0.1. With positions from the cache length so has
-    # ours; with true positions it has not.
     table = evaluate_table(embedded_model.model, ids, keep_ratios=(0.9, 0.5, 0.1), positions=("absolute", "cache"))
     drifted, true = ([table[mode, r].ppl for r in (0.9, 0.5, 0.1)] for mode in ("cache", "absolute"))
     assert drifted == sorted(drifted, reverse=True)

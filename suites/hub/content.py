@@ -20,7 +20,7 @@ import knorm_core
 from knorm_core.inputs.hub import PINNED
 from suites.hub.stand_in import Repository, sha256
 
-PYTHIA, WIKITEXT, PG19 = "EleutherAI/pythia-70m", "Salesforce/wikitext", "emozilla/pg19-test"
+PYTHIA, WIKITEXT, PG19 = "EleutherAI/pythia-70m-deduped", "Salesforce/wikitext", "emozilla/pg19-test"
 LAYERS, HEADS, WIDTH, VOCABULARY = 3, 4, 32, 800
 
 _EMBEDDED = Path(knorm_core.__file__).parent / "inputs" / "embedded"

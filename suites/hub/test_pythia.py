@@ -28,7 +28,7 @@ def command(posargs: str = "", root: str = "") -> list[str]:
 
 def test_the_command_is_the_reports_experiment():
     arguments = " ".join(command())
-    assert "--knorm-model EleutherAI/pythia-70m" in arguments
+    assert "--knorm-model EleutherAI/pythia-70m-deduped" in arguments
     assert "--knorm-text wikitext-short,wikitext-articles,pg19" in arguments
     assert "--knorm-max-eval-tokens 1024" in arguments
 
@@ -50,7 +50,7 @@ def test_the_first_run_compares_nothing_the_second_makes_baselines_and_the_third
     assert first.returncode == 0, first.stdout + first.stderr
     for text_set in ("wikitext-short", "wikitext-articles", "pg19"):
         for positions in ("absolute", "cache"):
-            title = rf"^{text_set} \(\d texts\), {positions} positions, EleutherAI-pythia-70m in float64"
+            title = rf"^{text_set} \(\d texts\), {positions} positions, EleutherAI-pythia-70m-deduped in float64"
             assert re.search(title, first.stdout, re.MULTILINE)
     assert first.stdout.count("The report claims 1.0: 75.03, 0.9: 84.55 (+13%), 0.5: 89.41 (+19%)") == 4
     assert first.stdout.count("The report claims 1.0: 39.72, 0.9: 57.48 (+45%), 0.5: 50.59 (+27%)") == 2
@@ -62,7 +62,7 @@ def test_the_first_run_compares_nothing_the_second_makes_baselines_and_the_third
     hub.stop()  # from here on without a network
     second = experiment("--force-regen")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert len(list(tmp_path.glob("baselines/EleutherAI-pythia-70m/*/ppl-*.csv"))) == 6
+    assert len(list(tmp_path.glob("baselines/EleutherAI-pythia-70m-deduped/*/ppl-*.csv"))) == 6
 
     third = experiment()
     assert third.returncode == 0, third.stdout + third.stderr

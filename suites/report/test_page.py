@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("report")]
 ORDER = [
     "run",
     "verdicts",
+    "trail",
     "perplexity",
     "cache-length",
     "controls",

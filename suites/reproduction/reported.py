@@ -8,7 +8,7 @@ from pathlib import Path
 from knorm_core.claims.loading import load_claims
 
 CLAIMS = Path(__file__).parents[2] / "baselines" / "claims"
-MODEL = "EleutherAI/pythia-70m"
+MODEL = "EleutherAI/pythia-70m-deduped"
 SETTINGS = {"prune_after": (256,), "max_eval_tokens": (1024, None)}  # None: the default of these texts, the same
 
 # Which rows or articles of Wikitext it took, the report does not say, so its column stands below both.
