@@ -9,6 +9,7 @@ import torch
 
 from knorm_core import (
     ModelNotFoundError,
+    NoEvictionError,
     TextNotFoundError,
     UnsupportedModelError,
     effective_prune_after,
@@ -160,6 +161,11 @@ def test_no_texts_have_no_perplexity():
 def test_a_compressor_that_returns_no_cache_is_refused():
     with pytest.raises(TypeError, match="past_key_values is a int"):
         evaluate(tiny_model("llama"), random_ids(60), keep_ratio=0.5, compressor=lambda *_, **__: 7)
+
+
+def test_a_compressor_that_returns_nothing_and_changes_nothing_never_evicted():
+    with pytest.raises(NoEvictionError, match="nothing is ever evicted"):
+        evaluate(tiny_model("llama"), random_ids(60), keep_ratio=0.5, compressor=lambda *_, **__: None)
 
 
 @pytest.mark.parametrize("kind", ["static", "quantised", "sliding", "empty", "none", "ints", "shape", "integer keys"])
