@@ -7,15 +7,11 @@ from typing import Any
 
 import pytest
 
-from knorm_core.claims import judge, load_claims
 from knorm_core.latency import MeasurementError, measure_cold_start
 from knorm_core.latency import cold_process as cold_process_module
 from knorm_core.latency.cold_start import ColdStart, summarise
 from knorm_core.latency.environment import Environment
-from knorm_core.latency.records import cold_start_records
 from knorm_core.latency.tables import cold_start_tables
-from knorm_core.results.records import Results, Table
-from suites.claims.recorded import BASELINES
 
 pytestmark = pytest.mark.fast
 
@@ -125,22 +121,3 @@ def test_the_tables_have_these_columns():
     # imports and loading take 5 s, a first call 1.1 s, a warm one 1 s: 1 / 6.1 - 1
     assert any("a cold start would make −84 %." in note for note in ways.notes)
     assert str(cold).startswith(first.title)
-
-
-@pytest.mark.parametrize(
-    ("reports", "verdict"),
-    [
-        ([report(1.1), report(1.2)], "refuted"),
-        ([report(9.0), report(9.5)], "explained"),
-        ([report(9.0), report(1.2)], "refuted"),  # the interval of a first call holds both
-        ([report(9.0, honest=0.1), report(9.5, honest=0.1)], "reproduced"),
-        ([report(1.1, honest=0.1), report(1.1, honest=0.5)], "open"),
-        ([report(9.0, honest=0.1)], "open"),  # one process has no interval
-    ],
-)
-def test_the_ledger_judges_the_records_of_the_model_that_the_claim_is_about(reports, verdict):
-    cold = cold_start(*reports)
-    tables = [Table(f"pythia-70m/latency/{record.what}", *record[1:]) for record in cold_start_records(cold)]
-    [claim] = [each for each in load_claims(BASELINES / "claims") if each.id == "report-ttft-0.9"]
-    [judged] = judge([claim], Results(tables=tables))
-    assert judged.verdict == verdict

@@ -12,9 +12,11 @@ import pytest
 import torch
 import transformers
 
+from knorm_core.plugin import ledger
 from knorm_core.plugin.progress import Bar
+from knorm_core.plugin.recorder import _judged
 from knorm_core.results.file import read_results, write_results
-from knorm_core.results.records import Results
+from knorm_core.results.records import Results, Table
 from suites.claims.recorded import BASELINES, recorded_tables
 from suites.hub.content import tokenizer_files
 
@@ -210,7 +212,7 @@ def test_names_in_square_brackets_are_shown_and_not_taken_for_markup(run, pytest
 
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0, 10**400], ids=["0", "negative", "too large"])
-def test_a_bad_row_in_earlier_results_fails_no_passing_run_and_its_verdicts_rest_on_this_run(ratio, run, pytester):
+def test_a_bad_row_in_earlier_results_fails_no_passing_run(ratio, run, pytester):
     pytester.makepyfile(
         """
         def test_it(record_table):
@@ -228,10 +230,22 @@ def test_a_bad_row_in_earlier_results_fails_no_passing_run_and_its_verdicts_rest
     result = run("-k", "test_it", "--knorm-report", "out")
     result.assert_outcomes(passed=1)
     assert result.ret == 0
-    text = result.stdout.str()
-    assert "INTERNALERROR" not in text + result.stderr.str()
-    assert "tables of earlier runs cannot be judged (" in text
-    assert "the verdicts rest on this run's alone" in text
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+
+
+def test_where_earlier_tables_break_a_check_the_verdicts_rest_on_this_run_alone(monkeypatch):
+    def judge(claims, results):
+        if len(results.tables) > 1:
+            raise ZeroDivisionError("a row")
+        return []
+
+    monkeypatch.setattr(ledger, "judge", judge)
+    own = [Table("m/t/x", [], [])]
+    judged = _judged(Results(tables=[*own, Table("m/t/y", [], [])]), own, BASELINES.parent)
+    assert judged.error == (
+        "tables of earlier runs cannot be judged (ZeroDivisionError: a row); the verdicts rest on this run's alone"
+    )
+    assert _judged(Results(tables=own), own, BASELINES.parent).error == ""
 
 
 def test_naming_a_text_leaves_out_what_reads_others(run, pytester):
