@@ -18,11 +18,17 @@ RATIOS = (0.9, 0.5, 0.1)
 DRIFTED = [Row("low_norm", ratio, positions="cache") for ratio in RATIOS]
 
 
-def on_both_texts(group: str) -> pytest.MarkDecorator:
-    """Run a test of the reproduction on each of TEXTS, beside the group's other tests on the same text."""
+def on_both_texts(group: str, where: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """Run a test on each of TEXTS, beside the group's other tests on the same text.
+
+    Args:
+        group: of tests that share what they compute.
+        where: the marker of the environment that runs it. Perplexities under compression are `pytest.mark.slow`:
+            two or three texts speak of themselves alone, and the main job has many (`test_breadth.py`).
+    """
     return pytest.mark.parametrize(
         "text_set",
-        [pytest.param(name, marks=[pytest.mark.repro, pytest.mark.xdist_group(f"{group} {name}")]) for name in TEXTS],
+        [pytest.param(name, marks=[where, pytest.mark.xdist_group(f"{group} {name}")]) for name in TEXTS],
     )
 
 

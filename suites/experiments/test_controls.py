@@ -9,13 +9,13 @@ import pytest
 
 from knorm_core.experiments.controls import NEWEST_WITH_SINKS, SEEDS, UNCOMPRESSED, Row, averaged, pooled, shown_change
 from knorm_core.experiments.divergence import summary
-from knorm_core.experiments.intervals import perplexity_ratio
+from knorm_core.experiments.intervals import perplexity_ratio, precision
 from knorm_core.results.interval import Interval
 from suites.experiments.conftest import on_both_texts
 
 RATIOS = (0.9, 0.5, 0.1)
 
-both_texts = on_both_texts("controls")
+both_texts = on_both_texts("controls", pytest.mark.slow)
 
 
 @both_texts
@@ -38,6 +38,7 @@ def test_controls_match_the_baseline(text_set, control_tables, evaluations, shor
             }
             for row in rows
         ],
+        precision({"low norm": evaluations(text_set, Row("low_norm", 0.5))}, plain),
         *against_the_paper(text_set, evaluations),
     )
     check_rows(f"{text_set}/controls", rows, list(Row._fields), short_texts(text_set), prune_after=256, tokens=512)

@@ -21,7 +21,7 @@ from knorm_core.experiments.equal_memory import (
     prune_after_for_mean,
     scored_last,
 )
-from knorm_core.experiments.intervals import perplexity_ratio
+from knorm_core.experiments.intervals import perplexity_ratio, precision
 from suites.experiments.conftest import on_both_texts
 from suites.families import random_ids, tiny_model
 
@@ -95,7 +95,7 @@ def test_the_rows_to_compare_are_those_of_equal_mean():
         assert prune_after_for_mean(TOKENS, ratio, MEAN, SCORED) == prune_after
 
 
-both_texts = on_both_texts("controls")
+both_texts = on_both_texts("controls", pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -156,6 +156,7 @@ def test_rows_at_equal_memory_match_the_baseline(
                 }
                 for row in chosen
             ],
+            precision({"low norm": memory_tables(text_set)["low_norm", f"budget {BUDGET}"]}, plain),
         )
     check_rows(
         f"{text_set}/equal-memory", rows, ["policy", "cache"], short_texts(text_set), tokens=TOKENS, scored=SCORED

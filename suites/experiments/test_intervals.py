@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from knorm_core import Evaluation, perplexity
-from knorm_core.experiments.intervals import perplexity_ratio
-from knorm_core.results.interval import Interval
+from knorm_core.experiments.intervals import detectable_change, perplexity_ratio, precision
+from knorm_core.experiments.resampling import FEWEST_TEXTS, mean_over_texts
+from knorm_core.results.interval import Interval, per_cent
 
 pytestmark = pytest.mark.fast
 
@@ -28,7 +29,15 @@ def noise(count, seed, scale=1.0):
     return torch.from_numpy(np.random.default_rng(seed).normal(3.0, scale, count))
 
 
-texts = st.lists(st.integers(1, 200), min_size=1, max_size=4)
+def varied(texts, seed, between=0.1, tokens=64):
+    """Rows and their baseline: a change of 0.1 nats in the mean that differs from text to text."""
+    changes = np.random.default_rng(seed).normal(0.1, between, texts)
+    base = [noise(tokens, seed + 100 + i) for i in range(texts)]
+    rows = [losses + change for losses, change in zip(base, changes, strict=True)]
+    return [evaluation(nll) for nll in rows], [evaluation(nll) for nll in base]
+
+
+texts = st.lists(st.integers(1, 200), min_size=1, max_size=FEWEST_TEXTS + 1)
 
 
 @settings(max_examples=25)
@@ -114,6 +123,78 @@ def test_pairing_is_what_makes_the_interval_narrow():
     unpaired = perplexity_ratio([evaluation(hard.flip(0) + 0.1)], [evaluation(hard)])
     assert paired.excludes_no_change
     assert unpaired.high - unpaired.low > 5 * (paired.high - paired.low)
+
+
+def test_from_eight_texts_on_the_limits_are_those_of_resampled_texts():
+    rows, base = [[evaluation(noise(40 + 9 * i, seed + i)) for i in range(FEWEST_TEXTS)] for seed in (0, 50)]
+    interval = perplexity_ratio(rows, base)
+    sums = np.array([float((row.nll - other.nll).sum()) for row, other in zip(rows, base, strict=True)])
+    mean = mean_over_texts(sums, np.array([float(len(row.nll)) for row in rows]))
+    assert astuple(interval) == pytest.approx(
+        (math.exp(mean.value), math.exp(mean.low), math.exp(mean.high)), rel=1e-12
+    )
+
+
+def test_where_texts_are_resampled_the_order_of_tokens_within_them_tells_nothing():
+    rows, base = [[noise(128, seed + i) for i in range(FEWEST_TEXTS)] for seed in (0, 50)]
+    halved = [torch.cat([nll[:64].sort().values, nll[64:]]) for nll in rows]
+
+    def interval(rows, count):
+        return perplexity_ratio([evaluation(nll) for nll in rows[:count]], [evaluation(nll) for nll in base[:count]])
+
+    assert astuple(interval(rows, FEWEST_TEXTS)) == pytest.approx(astuple(interval(halved, FEWEST_TEXTS)), rel=1e-12)
+    assert interval(rows, FEWEST_TEXTS - 1).low != pytest.approx(interval(halved, FEWEST_TEXTS - 1).low, rel=1e-3)
+
+
+def test_texts_that_differ_are_covered_as_often_as_the_interval_says_and_their_blocks_are_not():
+    truth, tables = math.exp(0.1), 200
+
+    def covered(count):
+        intervals = [perplexity_ratio(*varied(count, seed), resamples=499) for seed in range(tables)]
+        return sum(interval.low <= truth <= interval.high for interval in intervals)
+
+    low, high = binom.interval(0.999, tables, 0.95)
+    assert low <= covered(FEWEST_TEXTS) <= high
+    assert covered(FEWEST_TEXTS - 1) < low  # two blocks of each text, which say the same
+
+
+def test_a_change_as_large_as_the_detectable_one_is_told_from_none_four_times_of_five():
+    tables, between = 200, 0.1
+    detectable = [math.log(detectable_change(*varied(16, seed, between))) for seed in range(tables)]
+    effect = float(np.mean(detectable))
+    told = 0
+    for seed in range(tables):
+        rows, base = varied(16, seed, between)
+        rows = [evaluation(row.nll - 0.1 + effect) for row in rows]
+        told += perplexity_ratio(rows, base, resamples=999).low > 1
+    low, high = binom.interval(0.999, tables, 0.8)
+    assert low <= told <= high
+
+
+def test_too_few_texts_detect_nothing_and_a_table_of_them_says_so():
+    rows, base = varied(FEWEST_TEXTS - 1, 0)
+    assert detectable_change(rows, base) == math.inf
+    sentence = precision({"keep 0.5": rows}, base)
+    assert sentence.startswith("7 texts, too few for a verdict")
+    assert "speak of these texts alone" in sentence
+    assert precision({"keep 0.5": rows[:1]}, base[:1]).startswith("1 text, too few for a verdict")
+
+
+def test_a_table_says_the_smallest_and_the_largest_of_its_detectable_effects():
+    steady, base = varied(9, 0, between=0.01)
+    unsteady, _ = varied(9, 0, between=0.2)
+    sentence = precision({"steady": steady, "unsteady": unsteady}, base)
+    low, high = (per_cent(detectable_change(rows, base)) for rows in (steady, unsteady))
+    assert sentence == (
+        f"9 texts are resampled. Minimal detectable effect (80 % power): {low} (steady) to {high} (unsteady)."
+    )
+
+
+def test_a_limit_beyond_all_numbers_is_infinite():
+    base = [noise(40, seed) for seed in range(FEWEST_TEXTS)]
+    rows = [nll + change for nll, change in zip(base, [0.0] * 7 + [10_000.0], strict=True)]
+    interval = perplexity_ratio([evaluation(nll) for nll in rows], [evaluation(nll) for nll in base])
+    assert (interval.low < 1, interval.high) == (True, math.inf)
 
 
 def test_one_block_says_nothing_about_spread():

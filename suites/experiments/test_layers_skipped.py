@@ -11,7 +11,7 @@ import functools
 import pytest
 
 from knorm_core.experiments.controls import pooled, shown_change
-from knorm_core.experiments.intervals import perplexity_ratio
+from knorm_core.experiments.intervals import perplexity_ratio, precision
 from knorm_core.experiments.layers_skipped import SkipRow, only, skip_rows
 from knorm_core.results.interval import Interval
 from suites.experiments.conftest import on_both_texts
@@ -20,7 +20,7 @@ RATIOS = (0.9, 0.5, 0.1)
 SKIPPED = ((), (0,), (0, 1))
 ROWS = [SkipRow((), 1.0), *skip_rows(SKIPPED, RATIOS, ("absolute", "cache"))]
 
-both_texts = on_both_texts("layers")
+both_texts = on_both_texts("layers", pytest.mark.slow)
 
 
 @pytest.mark.fast
@@ -62,6 +62,7 @@ def test_tables_with_layers_skipped_match_the_baseline(text_set, skip_table, sho
             }
             for row in rows
         ],
+        precision({"all layers": [table[SkipRow((), 0.5)]]}, plain),
         *what_skipping_does(table),
     )
     texts = short_texts(text_set)[:1]
@@ -124,7 +125,7 @@ def layer_table(language_model, rows_of, one_text):
     return rows_of(f"embedded-articles: {one_text[0].title}", one_text[0].input_ids, rows)
 
 
-@pytest.mark.repro
+@pytest.mark.slow
 @pytest.mark.xdist_group("layers alone")
 def test_the_cost_of_each_layer_alone_matches_the_baseline(layer_table, one_text, check_rows, show_table):
     changes = {
@@ -141,6 +142,7 @@ def test_the_cost_of_each_layer_alone_matches_the_baseline(layer_table, one_text
             {"layer": str(layer), "PPL": layer_table[layer].ppl, **shown_change(change)}
             for layer, change in changes.items()
         ],
+        precision({"all layers": [layer_table["all"]]}, [layer_table[None]]),
         f"Alone, layers {costly} change perplexity beyond their interval; the dearest is layer "
         f"{max(alone, key=lambda layer: alone[layer].value)}. All layers together change it by "
         f"{changes['all'].change}, the single changes multiply to {product - 1:+.1%}.",
@@ -153,7 +155,7 @@ def test_the_cost_of_each_layer_alone_matches_the_baseline(layer_table, one_text
     check_rows("embedded-articles/layers-alone", rows, ["layer"], one_text, **settings)
 
 
-@pytest.mark.repro
+@pytest.mark.slow
 @pytest.mark.xdist_group("layers alone")
 def test_only_the_layer_that_is_named_was_compressed(layer_table):
     for layer, row in layer_table.items():

@@ -89,7 +89,7 @@ def test_too_short_a_text_is_refused():
         observe(tiny_model("llama"), random_ids(33))
 
 
-both_texts = on_both_texts("controls")
+both_texts = on_both_texts("controls", pytest.mark.repro)
 
 # Layers of the embedded model in which low norm does not go with high attention: most heads disagree, or
 # dropping keys by norm loses as much attention as dropping them at random.

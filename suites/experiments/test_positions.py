@@ -10,7 +10,7 @@ import functools
 import pytest
 
 from knorm_core.experiments.controls import UNCOMPRESSED, Row, pooled, shown_change
-from knorm_core.experiments.intervals import perplexity_ratio
+from knorm_core.experiments.intervals import perplexity_ratio, precision
 from knorm_core.results.interval import Interval
 from suites.experiments.conftest import on_both_texts
 
@@ -21,7 +21,7 @@ SHOWN = [
     *(Row("newest_4_sinks", ratio, positions=mode) for mode in ("absolute", "rerotated") for ratio in RATIOS),
 ]
 
-both_texts = on_both_texts("controls")
+both_texts = on_both_texts("controls", pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +56,7 @@ def test_position_modes_match_the_baseline(text_set, position_tables, short_text
             }
             for row in rows
         ],
+        precision({"low norm": tables[Row("low_norm", 0.5)]}, tables[UNCOMPRESSED]),
         *(against_absolute(tables, policy, ratio) for policy in ("low_norm", "newest_4_sinks") for ratio in RATIOS),
     )
     check_rows(

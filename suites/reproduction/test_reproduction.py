@@ -11,7 +11,7 @@ import pytest
 
 from knorm_core import Evaluation
 from knorm_core.experiments.controls import pooled, shown_change
-from knorm_core.experiments.intervals import perplexity_ratio
+from knorm_core.experiments.intervals import perplexity_ratio, precision
 from knorm_core.inputs.texts import TEXT_SETS
 from knorm_core.plugin.inputs import made_from, text_sets
 from knorm_core.plugin.settings import TableSettings
@@ -138,7 +138,8 @@ def test_table_matches_baseline(
         f"{text_set} ({len(evaluations[1.0])} texts), {position_mode} positions, "
         f"{policy_label(find_policy(table_settings.policy))}, {language_model.slug} in {language_model.dtype}",
         [shown(row) for row in rows],
-        "Interval: paired, blockwise bootstrap of the ratio to keep 1.0. Evictions and tokens: all texts together.",
+        "Interval: paired bootstrap of the ratio to keep 1.0. Evictions and tokens: all texts together.",
+        precision(compressed(evaluations), evaluations[1.0]),
         *reported(language_model.name, text_set, settings),
         *golden.notes(name),
         last=True,  # what most runs are for
@@ -205,6 +206,11 @@ def pooled_evaluations(text_set, position_mode, table_of, count, table_settings)
     """{keep ratio: one evaluation per text of the set}."""
     tables = [table_of(text_set, index) for index in range(count)]
     return {ratio: [table[position_mode, ratio] for table in tables] for ratio in table_settings.keep_ratios}
+
+
+def compressed(evaluations):
+    """The rows that have an interval, by what they are called below the table."""
+    return {f"keep {ratio}": of_ratio for ratio, of_ratio in evaluations.items() if ratio < 1}
 
 
 def table_row(ratio, evaluations, uncompressed):
