@@ -38,7 +38,7 @@ STEPS: dict[tuple[str, str], str] = {
     ("embedded-short", "cache"): "+---?",
     ("wikitext-articles", "absolute"): "+-?+?",
     ("wikitext-articles", "cache"): "+----",
-    ("wikitext-short", "absolute"): "+?+++",
+    ("wikitext-short", "absolute"): "+??++",
     ("wikitext-short", "cache"): "+--??",
     ("pg19", "absolute"): "+--??",
     ("pg19", "cache"): "+----",
