@@ -46,6 +46,6 @@ pytest_plugins = [
     f"knorm_core.plugin.{name}"
     for name in (
         "extras",
-        "settings", "inputs", "tables", "recorder", "regeneration", "golden", "stored", "progress",
+        "settings", "inputs", "tables", "recorder", "regeneration", "golden", "stored", "progress", "breadth",
     )
 ]  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from knorm_core.contract.command_line import options
+from knorm_core.experiments.breadth import SETS
 from knorm_core.inputs.models import (
     DTYPES,
     EMBEDDED,
@@ -236,10 +237,15 @@ def text_sets(config: pytest.Config) -> list[str]:
     return [name for part in config.getoption("knorm_text").split(",") for name in text_names(part)]
 
 
+def table_sets(config: pytest.Config) -> list[str]:
+    """The text sets of --knorm-text, but those of many texts: their rows are others (`knorm_core.plugin.breadth`)."""
+    return [name for name in text_sets(config) if name not in SETS]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "text_set" in metafunc.fixturenames and not parametrised(metafunc, "text_set"):
         # One worker per text set: what its tests share is computed once.
-        names = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in text_sets(metafunc.config)]
+        names = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in table_sets(metafunc.config)]
         metafunc.parametrize("text_set", names, indirect=True)
 
 

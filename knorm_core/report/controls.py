@@ -9,7 +9,7 @@ from knorm_core.report import axes
 from knorm_core.report.palette import LIGHT, SERIES
 from knorm_core.report.section import Absent, Figure, Panel, Section, as_recorded, of_kind
 from knorm_core.report.svg import draw, short
-from knorm_core.report.words import keep, listed
+from knorm_core.report.words import about, keep, listed
 from knorm_core.results.interval import per_cent
 from knorm_core.results.records import Results, Table, TableRow
 
@@ -26,6 +26,10 @@ POLICIES = {
 _COLOURS = tuple(SERIES)
 # Tables beside the controls that have no figure of their own.
 _FURTHER = {
+    "breadth": "Low norm against what it must beat, on many texts",
+    "breadth-further": "Further rows on many texts",
+    "inversion": "Low norm at keep 0.9 against keep 0.5, with recent tokens protected",
+    "inversion-further": "The same, with more numbers of recent tokens",
     "divergence": "Divergence from the uncompressed model (KL in nats)",
     "equal-memory": "Policies at equal mean and at equal peak cache",
     "position-modes": "True positions, positions from the cache length, and survivors rotated to the front",
@@ -47,7 +51,9 @@ def section(results: Results) -> Section:
             for what, title in _FURTHER.items()
             for table in of_kind(results, what)
         ],
-        absent=[] if tables else [Absent("the controls", "tox", "pytest -m repro suites/experiments/test_controls.py")],
+        absent=[]
+        if tables
+        else [Absent("the controls in float64", "tox -e slow", "pytest -m slow suites/experiments/test_controls.py")],
     )
 
 
@@ -102,7 +108,8 @@ def _figure(name: str, table: Table) -> Figure:
         finding(rows),
         [Panel("", svg)],
         as_recorded(table, f"Controls, {table.where}"),
-        note="Bars: paired 95 % interval against keep 1.0. Small dots: single seeds of the random policy.",
+        note="Bars: paired 95 % interval against keep 1.0. Small dots: single seeds of the random policy."
+        + about(table.model, table.text_set),
     )
 
 

@@ -12,7 +12,7 @@ from knorm_core.report import axes, claimed
 from knorm_core.report.palette import LIGHT
 from knorm_core.report.section import Absent, Figure, Panel, Section, ShownTable, merged, of_kind
 from knorm_core.report.svg import draw
-from knorm_core.report.words import keep, listed, number
+from knorm_core.report.words import about, keep, listed, number
 from knorm_core.results.interval import Interval
 from knorm_core.results.records import Results, Table
 
@@ -139,7 +139,8 @@ def _figure(name: str, modes: Mapping[str, Table], report: Mapping[str, Mapping[
         ),
         note=f"Perplexity at keep {keep(plain.keep)}: {number(plain.ppl)}; the numbers at the points are perplexities."
         + (" Bars: paired 95 % intervals." if intervals else "")
-        + (f" Dashed, grey: {claimed.MODEL} in the report, as a multiple of its own keep 1.0." if beside else ""),
+        + (f" Dashed, grey: {claimed.MODEL} in the report, as a multiple of its own keep 1.0." if beside else "")
+        + about(where.model, where.text_set),
     )
 
 

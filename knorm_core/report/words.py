@@ -31,6 +31,27 @@ def number(value: object) -> str:
     return text.replace("-", "−")
 
 
+def about(model: str, text_set: str) -> str:
+    """What a conclusion from the embedded model or texts has to be read with; empty for others.
+
+    >>> about("smollm2-135m", "wikitext-short")
+    ' The model is SmolLM2-135M-Instruct: tuned to follow instructions, and de-quantised from Q4_1.'
+    >>> about("another", "pg19")
+    ''
+    """
+    sentences = []
+    if model == "smollm2-135m":
+        sentences.append(
+            "The model is SmolLM2-135M-Instruct: tuned to follow instructions, and de-quantised from Q4_1."
+        )
+    if text_set.startswith("embedded"):
+        sentences.append(
+            "These texts were written for this project and are harder to predict than human ones: they pin "
+            "regressions, and conclusions about the method are drawn from human texts."
+        )
+    return "".join(f" {sentence}" for sentence in sentences)
+
+
 def keep(ratio: float) -> str:
     """A keep ratio as the user wrote it.
 

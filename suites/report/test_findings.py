@@ -24,6 +24,7 @@ from knorm_core.report.claimed import by_keep_ratio
 from knorm_core.results.interval import Interval
 from knorm_core.results.records import Baseline, ChangedCell, Results, Run, Table, Test, Verdict
 from suites.report import made_up
+from suites.report.recorded import recorded
 
 pytestmark = pytest.mark.fast
 
@@ -235,3 +236,10 @@ def test_verdicts_are_counted():
         "Of 3 claims, 1 is explained and 2 are refuted."
     )
     assert verdicts.summary([verdict("reproduced")]) == "Of 1 claim, 1 is reproduced."
+
+
+@pytest.mark.parametrize("section", [perplexity.section, controls.section])
+def test_whoever_reads_a_conclusion_reads_what_model_and_texts_it_is_from(section):
+    for figure in section(recorded()).figures:
+        assert "SmolLM2-135M-Instruct: tuned to follow instructions, and de-quantised from Q4_1" in figure.note
+        assert ("written for this project" in figure.note) == ("embedded" in figure.title)

@@ -13,7 +13,7 @@ from knorm_core import Evaluation
 from knorm_core.experiments.controls import pooled, shown_change
 from knorm_core.experiments.intervals import perplexity_ratio, precision
 from knorm_core.inputs.texts import TEXT_SETS
-from knorm_core.plugin.inputs import made_from, text_sets
+from knorm_core.plugin.inputs import made_from, table_sets
 from knorm_core.plugin.settings import TableSettings
 from knorm_core.policy_names import find_policy, policy_label
 from knorm_core.results.interval import Interval
@@ -110,7 +110,7 @@ def pytest_generate_tests(metafunc):
         # A test per text, so that progress shows; xdist keeps a set's texts on one worker.
         cases = [
             pytest.param(name, index, id=f"{name}-{index + 1}", marks=pytest.mark.xdist_group(name))
-            for name in text_sets(metafunc.config)
+            for name in table_sets(metafunc.config)
             for index in range(TEXT_SETS[name].limit)
         ]
         metafunc.parametrize(("name", "text_index"), cases)
