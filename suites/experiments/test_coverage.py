@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.coverage, pytest.mark.xdist_group("coverage")]
 
 SIZES = (8, 16, 32)
 SAMPLES = 2_000
-COVERAGE = (0.93, 0.97)
+COVERAGE = (0.93, 0.97)  # over all comparisons of rows
+LEAST = 0.87  # of a single one: where one text of 32 is far from the others, many samples lack it
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,7 @@ def test_intervals_hold_the_truth_of_real_losses_as_often_as_they_say(text_set, 
     random = np.random.default_rng(size)
     rows = []
     for row in ROWS[1:]:
-        for other in dict.fromkeys((UNCOMPRESSED, row.low_norm)):
-            if other == row:
-                continue
+        for other in (UNCOMPRESSED, *([] if row == row.low_norm else [row.low_norm])):
             sums, counts = differences(losses[row], losses[other])
             truth, held = sums.sum() / counts.sum(), 0
             for draw in range(SAMPLES):
@@ -62,7 +61,9 @@ def test_intervals_hold_the_truth_of_real_losses_as_often_as_they_say(text_set, 
             against = "uncompressed" if other == UNCOMPRESSED else "low norm"
             rows.append({"policy": row.name, "keep": str(row.keep_ratio), "against": against, "held": held / SAMPLES})
     show_table(f"coverage of 95 % intervals, {text_set}, samples of {size} texts", rows)
-    assert COVERAGE[0] <= np.mean([row["held"] for row in rows]) <= COVERAGE[1]
+    held = [row["held"] for row in rows]
+    assert COVERAGE[0] <= np.mean(held) <= COVERAGE[1]
+    assert min(held) >= LEAST
 
 
 class Foresight(Policy):
