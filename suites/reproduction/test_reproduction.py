@@ -40,7 +40,7 @@ STEPS: dict[tuple[str, str], str] = {
     ("wikitext-articles", "cache"): "+----",
     ("wikitext-short", "absolute"): "+??++",
     ("wikitext-short", "cache"): "+--??",
-    ("pg19", "absolute"): "+--??",
+    ("pg19", "absolute"): "+-???",
     ("pg19", "cache"): "+----",
 }
 
