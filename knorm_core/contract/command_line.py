@@ -21,6 +21,8 @@ import pytest
 # Options without a value; what follows them is an argument of its own.
 FLAGS = ("--knorm-explore", "--knorm-claims", "--knorm-progress")
 _ADDOPTS = "PYTEST_ADDOPTS"
+# The arguments of the run that is under way: xdist's workers inherit it, and must read them as the controller did.
+_SETTLED = "KNORM_PYTEST_ARGUMENTS"
 
 
 def options(parser: pytest.Parser) -> Any:
@@ -61,10 +63,13 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     """Put a run aside whose rootdir may be wrong; `pytest_cmdline_main` makes it anew."""
     given = early_config.invocation_params
     arguments, environment = list(map(str, given.args)), os.environ.get(_ADDOPTS, "")
+    if os.environ.get(_SETTLED) == shlex.join(arguments):  # in a worker of xdist, after a folder was made meanwhile
+        return None
     meant = joined(arguments, given.dir)
     meant_environment = shlex.split(environment)
     meant_environment = joined(meant_environment, given.dir)
     if meant == arguments and meant_environment == shlex.split(environment):
+        os.environ[_SETTLED] = shlex.join(arguments)
         return None
     early_config.stash[_anew] = (meant, shlex.join(meant_environment))
     args.clear()
