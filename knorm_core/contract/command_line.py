@@ -2,7 +2,7 @@
 
 pytest chooses its rootdir, and with it the configuration and the conftest files, from every argument that is a path,
 before it loads any plugin. So the value of ``--knorm-model /some/where/model`` would move the rootdir out of the
-repository, and the conftest that declares the option would not be loaded. Where such a value is found, the run is
+repository, and the conftest that declares the option would not be loaded. Where a value stands apart, the run is
 made anew with ``--knorm-model=/some/where/model``, which pytest cannot mistake.
 
 Loaded in every pytest run of an environment that has the package, so it imports nothing but pytest.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +20,6 @@ import pytest
 # Options without a value; what follows them is an argument of its own.
 FLAGS = ("--knorm-explore", "--knorm-claims", "--knorm-progress")
 _ADDOPTS = "PYTEST_ADDOPTS"
-# The arguments of the run that is under way: xdist's workers inherit it, and must read them as the controller did.
-_SETTLED = "KNORM_PYTEST_ARGUMENTS"
 
 
 def options(parser: pytest.Parser) -> Any:
@@ -30,29 +27,24 @@ def options(parser: pytest.Parser) -> Any:
     return parser.getgroup("knorm", "KV-cache compression by key norm (knorm)")
 
 
-def joined(arguments: Sequence[str], folder: Path) -> list[str]:
-    """The arguments, each knorm option joined by ``=`` to a following value that is a path seen from ``folder``.
+def joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments, each knorm option joined by ``=`` to the value that follows it.
 
-    >>> joined(["-v", "--knorm-report", "out", "--knorm-text-dir", ".", "suites"], Path())
-    ['-v', '--knorm-report', 'out', '--knorm-text-dir=.', 'suites']
+    Every value, whether or not it is a path by now: what the run makes, such as the folder of a report, is there
+    when xdist's workers read the arguments.
+
+    >>> joined(["-v", "--knorm-report", "out", "--knorm-claims", "suites"])
+    ['-v', '--knorm-report=out', '--knorm-claims', 'suites']
     """
     result: list[str] = []
     for argument in arguments:
         last = result[-1] if result else ""
-        if last.startswith("--knorm-") and "=" not in last and last not in FLAGS and _is_path(folder, argument):
+        takes_value = last.startswith("--knorm-") and "=" not in last and last not in FLAGS
+        if takes_value and not argument.startswith("-"):
             result[-1] = f"{last}={argument}"
         else:
             result.append(argument)
     return result
-
-
-def _is_path(folder: Path, argument: str) -> bool:
-    if argument.startswith("-"):
-        return False
-    try:
-        return os.path.exists(folder / os.path.expanduser(argument))
-    except ValueError:  # a null byte
-        return False
 
 
 _anew: pytest.StashKey[tuple[list[str], str]] = pytest.StashKey()
@@ -63,13 +55,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     """Put a run aside whose rootdir may be wrong; `pytest_cmdline_main` makes it anew."""
     given = early_config.invocation_params
     arguments, environment = list(map(str, given.args)), os.environ.get(_ADDOPTS, "")
-    if os.environ.get(_SETTLED) == shlex.join(arguments):  # in a worker of xdist, after a folder was made meanwhile
-        return None
-    meant = joined(arguments, given.dir)
+    meant = joined(arguments)
     meant_environment = shlex.split(environment)
-    meant_environment = joined(meant_environment, given.dir)
+    meant_environment = joined(meant_environment)
     if meant == arguments and meant_environment == shlex.split(environment):
-        os.environ[_SETTLED] = shlex.join(arguments)
         return None
     early_config.stash[_anew] = (meant, shlex.join(meant_environment))
     args.clear()

@@ -61,16 +61,10 @@ def test_the_exit_status_is_that_of_the_run(repository, pytester):
     assert pytester.runpytest_inprocess("--knorm-text-dir", "tests", "--knorm-dtype", "x").ret == 4
 
 
-def test_what_follows_a_flag_or_is_no_path_is_left_alone(tmp_path):
-    (tmp_path / "there").mkdir()
-    for arguments in (
-        ["--knorm-explore", "there"],
-        ["--knorm-report", "new"],
-        ["-k", "there"],
-        ["--knorm-x=1", "there"],
-    ):
-        assert joined(arguments, tmp_path) == arguments
-    assert joined(["--knorm-report", "there", "there"], tmp_path) == ["--knorm-report=there", "there"]
+def test_what_follows_a_flag_is_left_alone():
+    for arguments in (["--knorm-explore", "there"], ["-k", "there"], ["--knorm-x=1", "there"], ["--knorm-x", "-v"]):
+        assert joined(arguments) == arguments
+    assert joined(["--knorm-report", "there", "there"]) == ["--knorm-report=there", "there"]
 
 
 def test_every_option_without_a_value_is_known_as_one(pytestconfig):
