@@ -43,9 +43,10 @@ MAY_IMPORT = {
     },
     "lazy": set(),
     "__init__": {"lazy"},  # the names that it hands on are imported when they are first used
-    "__main__": {"inputs", "compare", "claims", "results"},
+    "command": {*CORE, "evaluator", "inputs", "experiments", "compare", "results", "report"},
+    "__main__": {"command"},
 }  # fmt: skip
-WITH_PYTEST = {"plugin", "contract"}
+WITH_PYTEST = {"plugin", "contract", "command"}
 WITHOUT_TORCH = {"results", "compare", "claims", "report", "lazy"}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "scipy", "matplotlib", "pandas"}
 

@@ -1,0 +1,130 @@
+"""``knorm eval``: a table of perplexity against keep ratio per text set, with the interval of each change."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from knorm_core.evaluation import Evaluation
+    from knorm_core.inputs.texts import Text
+
+_DEFAULT_RATIOS = "0.9,0.7,0.5,0.3,0.1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="smollm2-135m", metavar="PATH_OR_ID", help="a folder, a hub id, or (default) %(default)s"
+    )
+    parser.add_argument(
+        "--text",
+        action="append",
+        metavar="NAME_OR_FILE",
+        help="a text set by name, or a text file or folder of yours; may be given several times "
+        "(default: embedded-short)",
+    )
+    parser.add_argument("--text-dir", metavar="DIR", help="a local mirror of Wikitext-2 and PG-19")
+    parser.add_argument(
+        "--policy",
+        default="low_norm",
+        metavar="NAME|MODULE:NAME",
+        help="which keys stay: a policy by name, or one of yours by import (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep-ratios", default=_DEFAULT_RATIOS, metavar="R[,R]", help="each in (0, 1] (default: %(default)s)"
+    )
+    parser.add_argument("--prune-after", type=int, default=256, metavar="N", help="cache length (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="cut each text to N tokens")
+    parser.add_argument(
+        "--positions", default="absolute", metavar="MODE", help="absolute or cache (default: %(default)s)"
+    )
+    parser.add_argument("--dtype", default="float32", help="precision (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="of torch (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate and print; return the exit status."""
+    from rich.console import Console
+
+    from knorm_core.inputs.models import DTYPES, load_model
+
+    try:
+        ratios = _ratios(options.keep_ratios)
+        if options.dtype not in DTYPES:
+            raise ValueError(f"--dtype {options.dtype} is not one of {', '.join(DTYPES)}")
+        import torch
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of loading weights
+        torch.set_num_threads(1)
+        model, tokenizer = load_model(options.model, getattr(torch, options.dtype), options.device)
+        console = Console()
+        for name in options.text or ["embedded-short"]:
+            texts = _texts(name, tokenizer, options)
+            tables = _evaluate(model, texts, ratios, options)
+            console.print(_table(f"{name}, {options.policy}, {options.model} in {options.dtype}", ratios, tables))
+            console.print(_precision(ratios, tables), soft_wrap=True, highlight=False)
+    except (ValueError, TypeError) as error:
+        print(f"knorm eval: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _ratios(value: str) -> tuple[float, ...]:
+    try:
+        ratios = {1.0, *map(float, value.split(","))}
+    except ValueError:
+        raise ValueError(f"--keep-ratios {value} is not a list of numbers such as 0.9,0.5,0.1") from None
+    return tuple(sorted(ratios, reverse=True))
+
+
+def _texts(name: str, tokenizer: Any, options: argparse.Namespace) -> list[Text]:
+    from knorm_core.inputs.texts import TEXT_SETS, load_texts
+
+    own = name if name in TEXT_SETS else Path(name)  # a file or folder of the user's
+    return load_texts(own, tokenizer, max_eval_tokens=options.max_tokens, text_dir=options.text_dir)
+
+
+def _evaluate(
+    model: Any, texts: list[Text], ratios: tuple[float, ...], options: argparse.Namespace
+) -> list[dict[float, Evaluation]]:
+    """One table per text, with a bar on a terminal that says how far it is."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from knorm_core.evaluator import evaluate_rows
+
+    asked = {"positions": options.positions, "policy": options.policy, "prune_after": options.prune_after}
+    rows = {ratio: {"keep_ratio": ratio, **asked} for ratio in ratios}
+    console = Console(file=sys.stderr)
+    steps = track(texts, "evaluating", console=console, transient=True, disable=not console.is_terminal)
+    return [evaluate_rows(model, text.input_ids, rows) for text in steps]
+
+
+def _table(title: str, ratios: tuple[float, ...], tables: list[dict[float, Evaluation]]) -> Table:
+    from rich.table import Table
+
+    from knorm_core.experiments.controls import pooled, shown_change
+    from knorm_core.results.interval import Interval
+
+    table = Table(title=title, title_justify="left")
+    for heading in ("keep ratio", "PPL", "change", "95 % interval", "mean cache"):
+        table.add_column(heading, justify="right")
+    uncompressed = [of_text[1.0] for of_text in tables]
+    for ratio in ratios:
+        row = pooled([of_text[ratio] for of_text in tables], uncompressed)
+        change = shown_change(Interval.of(row, "ratio"))
+        cells = change.values() if ratio < 1 else ("baseline", "")
+        table.add_row(str(ratio), f"{row['ppl']:,.2f}", *cells, f"{row['mean_cache']:.1f}")
+    return table
+
+
+def _precision(ratios: tuple[float, ...], tables: list[dict[float, Evaluation]]) -> str:
+    from knorm_core.experiments.intervals import precision
+
+    rows = {str(ratio): [of_text[ratio] for of_text in tables] for ratio in ratios if ratio < 1}
+    return precision(rows, [of_text[1.0] for of_text in tables]) if rows else ""

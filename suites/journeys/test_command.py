@@ -1,0 +1,67 @@
+"""The command ``knorm``: a first number on one's own text, and one sentence where something is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+
+from knorm_core.command import main
+from suites.hub.content import tokenizer_files
+
+pytestmark = pytest.mark.fast
+
+COMMANDS = ("eval", "check", "compare", "report", "prepare", "fetch")
+STORY = "The ferry left at nine. Nobody had counted the passengers, and nobody would. " * 40
+
+
+@pytest.fixture(scope="module")
+def own_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own") / "my model"
+    config = transformers.LlamaConfig(
+        vocab_size=800, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for name, content in tokenizer_files().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "exit status:" in text
+    assert command == "compare" or f"knorm {command}" in text
+
+
+def test_a_model_and_a_text_of_ones_own_give_a_table(own_model, tmp_path, capsys):
+    text = tmp_path / "story.txt"
+    text.write_text(STORY, encoding="utf-8")
+    options = ["--model", str(own_model), "--text", str(text), "--policy", "tova", "--keep-ratios", "0.5"]
+    assert main(["eval", *options, "--prune-after", "40", "--max-tokens", "100"]) == 0
+    output = capsys.readouterr().out
+    assert "keep ratio" in output
+    assert "baseline" in output
+    assert "too few for a verdict" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["eval", "--keep-ratios", "half"], "knorm eval: --keep-ratios half is not a list of numbers"),
+        (["eval", "--dtype", "float8"], "knorm eval: --dtype float8 is not one of float64"),
+        (["eval", "--model", "no-such-model"], "knorm eval: unknown model 'no-such-model'"),
+        (["check"], "knorm check: name a compressor, MODULE:NAME"),
+        (["report", "no-such-folder"], "knorm report: no results at no-such-folder"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_status_2(arguments, sentence, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_a_text_that_is_not_there_is_named(own_model, capsys):
+    assert main(["eval", "--model", str(own_model), "--text", "no-such.txt"]) == 2
+    assert "no text at no-such.txt" in capsys.readouterr().err
