@@ -44,7 +44,7 @@ def test_a_model_and_a_text_of_ones_own_give_a_table(own_model, tmp_path, capsys
     output = capsys.readouterr().out
     assert "keep ratio" in output
     assert "baseline" in output
-    assert "too few for a verdict" in output
+    assert "texts are resampled" in output
 
 
 @pytest.mark.parametrize(
