@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from suites.kills_and_damage import privileges
 from suites.kills_and_damage.killed import Process
 
 PROJECT = {
@@ -46,12 +47,13 @@ def run_pytest(
     dies_at: int | None = None,
     output: Path | None = None,
     user: int | None = None,
+    obeys_permissions: bool = False,
     **environment: str,
 ) -> Process:
     """A pytest run of the project, in a process of its own, which tells pytest's exit status.
 
-    It may die in front of a change of its baselines, write what it says to a file, and run as a user who has neither
-    a name nor a home.
+    It may die in front of a change of its baselines, write what it says to a file, run as a user who has neither a
+    name nor a home, and be bound by file permissions, which root is not otherwise.
     """
 
     def run(tell: Callable[[int], Any]) -> None:
@@ -63,11 +65,11 @@ def run_pytest(
                 os.dup2(file, 2)
                 sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)
             if user is not None:
-                os.setgroups([])
-                os.setgid(user)
-                os.setuid(user)
+                privileges.become(user)
                 for name in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME"):
                     patch.delenv(name, raising=False)
+            if obeys_permissions:
+                privileges.obey_permissions()
             for name, value in environment.items():
                 patch.setenv(name, value)
             tell(

@@ -212,9 +212,9 @@ def test_a_user_without_name_and_home_can_test_and_regenerate(open_project, monk
 
 @fast
 @pytest.mark.parametrize("place", ["baselines", "baselines/m/a"])
-def test_baselines_that_cannot_be_written_are_a_sentence_before_anything_runs(place, open_project):
-    (open_project.folder / place).chmod(0o555)
-    code, output = open_project.run(21, "--force-regen", user=12345)
+def test_baselines_that_cannot_be_written_are_a_sentence_before_anything_runs(place, project):
+    (project.folder / place).chmod(0o555)
+    code, output = project.run(21, "--force-regen", obeys_permissions=True)
     assert code == pytest.ExitCode.USAGE_ERROR
     assert "new baselines cannot be written to" in output
     assert "Traceback" not in output
