@@ -1,3 +1,4 @@
+from knorm_core.arguments import Arguments as Arguments
 from knorm_core.compressor import l2_compress as l2_compress
 from knorm_core.counts import Eviction as Eviction
 from knorm_core.counts import effective_prune_after as effective_prune_after
@@ -25,7 +26,6 @@ from knorm_core.protocols import PAPER_PROTOCOL as PAPER_PROTOCOL
 from knorm_core.protocols import REPORT_PROTOCOL as REPORT_PROTOCOL
 from knorm_core.protocols import ReportProtocol as ReportProtocol
 from knorm_core.protocols import paper_arguments as paper_arguments
-from knorm_core.setting import Arguments as Arguments
 from knorm_core.setting import NoEvictionError as NoEvictionError
 from knorm_core.setting import SlowFallbackWarning as SlowFallbackWarning
 from knorm_core.setting import UnsupportedModelError as UnsupportedModelError

@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from knorm_core.arguments import Arguments, check_setting
 from knorm_core.evaluation import Evaluation
 from knorm_core.methods import onepass, stepwise
 from knorm_core.methods.anatomy import Anatomy, anatomy
 from knorm_core.methods.language_model import check_input_ids, check_late_positions, text_config
 from knorm_core.methods.probe import Support, support
-from knorm_core.setting import Arguments, Setting, SlowFallbackWarning, UnsupportedModelError, check_setting
+from knorm_core.setting import Setting, SlowFallbackWarning, UnsupportedModelError
 
 Key = TypeVar("Key", bound=Hashable)
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from knorm_core.arguments import asked_to_compress
 from knorm_core.counts import check_choice, check_int
 from knorm_core.inputs.models import DTYPES, EMBEDDED, model_folder
 from knorm_core.latency.environment import Environment
@@ -24,7 +25,7 @@ from knorm_core.latency.generation import generation_schedule
 from knorm_core.latency.measure import check_keep_ratios, check_rounds
 from knorm_core.latency.quantity import Quantity, quantity, ratio_of
 from knorm_core.latency.rounds import Failure, run_rounds
-from knorm_core.setting import NoEvictionError, asked_to_compress
+from knorm_core.setting import NoEvictionError
 
 
 @dataclass(frozen=True)

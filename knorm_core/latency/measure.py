@@ -11,6 +11,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
+from knorm_core.arguments import asked_to_compress
 from knorm_core.compressor import l2_compress
 from knorm_core.counts import check_int, check_keep_ratio
 from knorm_core.latency.environment import Environment, watched
@@ -19,7 +20,7 @@ from knorm_core.latency.quantity import Quantity, quantity
 from knorm_core.latency.rounds import Failure, run_rounds
 from knorm_core.methods.forward import private_copy
 from knorm_core.methods.language_model import check_input_ids, text_config
-from knorm_core.setting import NoEvictionError, UnsupportedModelError, asked_to_compress
+from knorm_core.setting import NoEvictionError, UnsupportedModelError
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,16 @@
 
 Teacher forcing makes it possible: all tokens are known, so are the positions they are fed with, and
 what a layer evicts depends only on that layer's own queries, keys and values and on a schedule of lengths
-that is known before the start (`knorm_core.counts`). So every key of a head has a birth and a death; an
-attention function registered with transformers computes the deaths of its layer, in one go where a policy
-looks at keys alone, else by playing its evictions forward (`knorm_core.methods.replay`), and lets each query
-attend to the keys then alive (`knorm_core.methods.attention`). The rest of the model never knows.
+that is known before the start (`knorm_core.counts`). So every key of a head has a birth and a death. An
+attention function registered with transformers computes the deaths of its layer: in one go where a policy
+looks at keys alone (`knorm_core.methods.deaths`), else by playing its evictions forward
+(`knorm_core.methods.replay`). It lets each query attend to the keys then alive (`knorm_core.methods.attention`);
+the rest of the model never knows.
 """
 
 from __future__ import annotations
 
 import contextlib
-from bisect import insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core.counts import Eviction
-from knorm_core.methods.attention import NEVER, mortal_attention, moving_attention
+from knorm_core.methods.attention import mortal_attention, moving_attention
+from knorm_core.methods.deaths import layer_deaths, window_deaths
 from knorm_core.methods.forward import last_logits, private_copy, register_attention, token_nll
 from knorm_core.methods.head import last_states, separate_head
 from knorm_core.methods.replay import Logits, Move, replayed_deaths
 from knorm_core.methods.rotation import rotary_frequencies, rotate
-from knorm_core.selection import UNPROTECTED, Protection
 from knorm_core.setting import Setting, UnsupportedModelError
 
 ATTENTION = "knorm_onepass"
@@ -235,53 +234,6 @@ def shared_prefixes(model: nn.Module, input_ids: torch.Tensor) -> Callable[[Sett
         return fed[key]
 
     return prefix_of
-
-
-def layer_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tensor | None:
-    """Death of every key under a policy that reads "key", int64 (batch, kv_heads, length); None if all of them live."""
-    if layer in setting.sliding:
-        return window_deaths(setting, layer, keys)
-    schedule = setting.schedule(layer)
-    if not schedule:
-        return None
-    scores = setting.scores(layer, keys, torch.arange(keys.shape[2], device=keys.device))
-    # Rank once for all: of the keys alive at an eviction, those of highest rank go.
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    ranks = torch.empty_like(order).scatter_(-1, order, places)
-    rows = [death_row(row, schedule, setting.protection) for row in ranks.flatten(0, 1).tolist()]
-    return torch.tensor(rows, device=keys.device).view(ranks.shape)
-
-
-def death_row(ranks: Sequence[int], schedule: Sequence[Eviction], protection: Protection = UNPROTECTED) -> list[int]:
-    """Death of each key of one head, given its rank among all keys of the text (lowest survive).
-
-    Keys that are not protected are held in the order of their ranks, so an eviction cuts off an end, and a key
-    costs one insertion however often the schedule evicts.
-
-    >>> death_row([0, 3, 1, 2, 4], [Eviction(step=2, before=2, after=1), Eviction(4, 3, 2)])[:4]
-    [9223372036854775807, 2, 9223372036854775807, 4]
-    """
-    deaths = [NEVER] * len(ranks)
-    key_of = sorted(range(len(ranks)), key=ranks.__getitem__)
-    free: list[int] = []  # ranks of those that may go, ascending
-    born = protection.sinks
-    for step, before, after in schedule:
-        for rank in ranks[born : max(step - protection.recent, born)]:
-            insort(free, rank)
-        born = max(step - protection.recent, born)
-        for rank in free[after - before :]:
-            deaths[key_of[rank]] = step
-        del free[after - before :]
-    return deaths
-
-
-def window_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tensor | None:
-    """A sliding-window layer forgets each key after ``window`` queries; the others forget none."""
-    window = setting.sliding.get(layer)
-    if window is None or window >= keys.shape[2]:
-        return None
-    return (torch.arange(keys.shape[2], device=keys.device) + window).expand(keys.shape[:3])
 
 
 def _attention_forward(

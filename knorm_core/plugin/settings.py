@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from knorm_core.arguments import POSITIONS
 from knorm_core.contract.command_line import options
 from knorm_core.policy_names import find_policy, policy_identity
-from knorm_core.setting import POSITIONS
 
 
 class TableSettings(NamedTuple):

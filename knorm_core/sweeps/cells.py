@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from knorm_core.arguments import Arguments
 from knorm_core.evaluation import Evaluation
 from knorm_core.evaluator import Evaluator
 from knorm_core.inputs.models import ModelNotFoundError, load_model, model_folder, model_identity
@@ -27,7 +28,6 @@ from knorm_core.inputs.texts import load_texts
 from knorm_core.inputs.tokenizers import load_tokenizer
 from knorm_core.policy import Policy
 from knorm_core.policy_names import find_policy, policy_identity, policy_label
-from knorm_core.setting import Arguments
 
 # The folders whose sources decide numbers: the core, how it is computed, what goes in, and the experiments.
 _DECIDES = (".", "policies", "methods", "inputs", "experiments")

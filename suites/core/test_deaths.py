@@ -13,7 +13,7 @@ from knorm_core import eviction_schedule
 from knorm_core.counts import Eviction, budget_schedule
 from knorm_core.methods import attention
 from knorm_core.methods.attention import BLOCK, NEVER, mortal_attention, moving_attention
-from knorm_core.methods.onepass import death_row, layer_deaths, window_deaths
+from knorm_core.methods.deaths import death_row, layer_deaths, window_deaths
 from knorm_core.methods.rotation import rotate
 from knorm_core.policies import Newest, Random
 from knorm_core.selection import Protection

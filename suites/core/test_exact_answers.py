@@ -12,7 +12,7 @@ from knorm_core import effective_prune_after, eviction_schedule, kept_count, l2_
 from knorm_core.cache import check_skip_layers, read_layers, with_layers
 from knorm_core.counts import check_choice, check_int, check_keep_ratio
 from knorm_core.methods.attention import NEVER, mortal_attention
-from knorm_core.methods.onepass import layer_deaths, window_deaths
+from knorm_core.methods.deaths import layer_deaths, window_deaths
 from knorm_core.methods.replay import replayed_deaths
 from knorm_core.norms import key_norms, round_norms
 from knorm_core.policies import H2O, KeyDiff, Random, SnapKV
