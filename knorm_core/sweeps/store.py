@@ -1,8 +1,9 @@
 """Results on disk: what was computed once is not computed again for the same inputs.
 
-One SQLite file, an entry per result. The key is the SHA-256 of the inputs as canonical JSON; inputs and the
-time of computing are kept beside, readable with ``sqlite3``. Numbers are safetensors, the rest is JSON, and a
-SHA-256 over all of it tells a damaged entry from a whole one: nothing read from here is run or unpickled.
+One SQLite file, an entry per result (`knorm_core.sweeps.store_file`). The key is the SHA-256 of the inputs as
+canonical JSON; inputs and the time of computing are kept beside, readable with ``sqlite3``. Numbers are
+safetensors, the rest is JSON, and a SHA-256 over all of it tells a damaged entry from a whole one: nothing read
+from here is run or unpickled.
 
 The store is a convenience, so its troubles never end a run. A damaged entry is named and computed again, a
 damaged file is moved aside and a new one begun, and on a full disk or in a folder that cannot be written the
@@ -15,19 +16,31 @@ millisecond to store, and so threads, forks, and other runs that replace the fil
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
-import shutil
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from knorm_core.sweeps.salvage import replace_damaged
+from knorm_core.sweeps.store_file import (
+    COLUMNS,
+    INTO_RESULTS,
+    DamagedError,
+    ForeignError,
+    check,
+    intact,
+    is_damage,
+    open_file,
+    reason,
+    seal_of,
+    sha256,
+)
 
 Value = TypeVar("Value")
 Inputs = Mapping[str, Any]
@@ -35,26 +48,7 @@ Inputs = Mapping[str, Any]
 SUFFIX = ".sqlite"
 OFF = "off"
 
-_APPLICATION = 0x6B6E726D  # "knrm", in the file's header: other databases are left alone
-_SCHEMA = 1
-_TABLE = """CREATE TABLE results (
-    key TEXT PRIMARY KEY,    -- SHA-256 of inputs
-    name TEXT NOT NULL,      -- for people
-    inputs TEXT NOT NULL,    -- canonical JSON
-    computed TEXT NOT NULL,  -- when, UTC
-    facts TEXT NOT NULL,     -- JSON
-    tensors BLOB NOT NULL,   -- safetensors
-    sha256 TEXT NOT NULL     -- of all of the above
-) WITHOUT ROWID"""
-_COLUMNS = "key, name, inputs, computed, facts, tensors, sha256"
-_INTO_RESULTS = f"INTO results ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-
-_PATIENCE = 60.0  # seconds to wait for another run's write
 _TRIES, _PAUSE = 200, 0.02  # of an access during which the file is deleted or replaced; seconds between two
-_LARGEST = 1 << 30  # bytes of one entry; a damaged length must not ask for more memory
-_DIGITS = 3  # of a key: what a damaged file has is read in 16 ** _DIGITS ranges
-# Result codes of SQLite that mean damage: a malformed page, no database at all, a length beyond all limits.
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG}
 
 
 class StoreWarning(UserWarning):
@@ -66,14 +60,6 @@ class Found(NamedTuple):
 
     value: Any
     computed: str
-
-
-class _DamagedError(Exception):
-    """The file is ours and not as we write it."""
-
-
-class _ForeignError(Exception):
-    """The file is somebody else's, or of another version."""
 
 
 class Store:
@@ -121,43 +107,47 @@ class Store:
         text = canonical(inputs)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         name = name.encode(errors="backslashreplace").decode()  # a file's name need not be UTF-8
-        parts = (_sha256(text.encode()), name, text, now, json.dumps(facts), tensors)
-        entry = (*parts, _seal(*(part if isinstance(part, bytes) else part.encode() for part in parts)))
+        parts = (sha256(text.encode()), name, text, now, json.dumps(facts), tensors)
+        entry = (*parts, seal_of(*(part if isinstance(part, bytes) else part.encode() for part in parts)))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._use(lambda file: file.execute(f"INSERT OR REPLACE {_INTO_RESULTS}", entry))
-        except (sqlite3.Error, OSError, RecursionError, _DamagedError, _ForeignError) as error:
+            self._use(lambda file: file.execute(f"INSERT OR REPLACE {INTO_RESULTS}", entry))
+        except (sqlite3.Error, OSError, RecursionError, DamagedError, ForeignError) as error:
             self._writes = False
-            _warn(f"{self.path}: {_reason(error)}. Results are not stored from here on; the run goes on")
+            _warn(f"{self.path}: {reason(error)}. Results are not stored from here on; the run goes on")
 
     def _look_up(self, name: str, inputs: Inputs, decode: Callable[[Any, bytes], Value]) -> Found | None:
-        key = _sha256(canonical(inputs).encode())
+        key = sha256(canonical(inputs).encode())
         try:
             row = self._use(
-                lambda file: file.execute(f"SELECT {_COLUMNS} FROM results WHERE key = ?", (key,)).fetchone()
+                lambda file: file.execute(f"SELECT {COLUMNS} FROM results WHERE key = ?", (key,)).fetchone()
             )
-        except (sqlite3.Error, OSError, _DamagedError, _ForeignError) as error:
+        except (sqlite3.Error, OSError, DamagedError, ForeignError) as error:
             self._reads = False
-            _warn(f"{self.path}: {_reason(error)}. Nothing is looked up from here on, everything is computed")
+            _warn(f"{self.path}: {reason(error)}. Nothing is looked up from here on, everything is computed")
             return None
         if row is None:
             return None
         try:
-            if not _intact(row):
-                raise _DamagedError("its SHA-256 is not that of its content")
+            if not intact(row):
+                raise DamagedError("its SHA-256 is not that of its content")
             return Found(decode(json.loads(row[4]), row[5]), row[3].decode())
         except Exception as error:  # whatever a decoder makes of bytes that are not its own
-            _warn(f"{self.path}: the entry of {name} is damaged ({_reason(error)}): it is computed anew")
+            _warn(f"{self.path}: the entry of {name} is damaged ({reason(error)}): it is computed anew")
             return None
 
     def _use(self, action: Callable[[sqlite3.Connection], Value]) -> Value:
         """Do something with the file; where that shows it to be damaged, begin a new one and do it there."""
         try:
             return self._with_file(action)
-        except (sqlite3.Error, _DamagedError) as error:
-            if not _is_damage(error):
+        except (sqlite3.Error, DamagedError) as error:
+            if not is_damage(error):
                 raise
-            self._replace(error)
+            replaced = replace_damaged(self.path)
+            if replaced:
+                aside, saved = replaced
+                now = f"Moved to {aside}; a new store has the {saved} results that were whole"
+                _warn(f"{self.path}: {reason(error)}. {now}")
         return self._with_file(action)
 
     def _with_file(self, action: Callable[[sqlite3.Connection], Value]) -> Value:
@@ -166,12 +156,12 @@ class Store:
         for remaining in reversed(range(_TRIES)):
             opened = _which(self.path)
             try:
-                with closing(_open(self.path)) as file:
+                with closing(open_file(self.path)) as file:
                     if not self._checked:  # once a run: keys that are out of order would be missed without a word
-                        _check(file)
+                        check(file)
                         self._checked = True
                     value = action(file)
-            except (sqlite3.Error, _DamagedError) as error:
+            except (sqlite3.Error, DamagedError) as error:
                 gone = _which(self.path) != opened or _is_gone(error, self.path)
                 if not (gone and remaining):
                     raise
@@ -180,32 +170,6 @@ class Store:
                     return value
             time.sleep(_PAUSE)
         raise OSError(f"it was deleted {_TRIES} times while something was stored")
-
-    def _replace(self, error: Exception) -> None:
-        """Put a new file with what is whole of a damaged one in its place, in one step, and keep the damaged one.
-
-        Killed, or on a full disk, the damaged one is still there, and the next run begins again.
-        """
-        from filelock import FileLock
-
-        aside = self.path.with_name(f"{self.path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
-        new = self.path.with_name(f".{self.path.name}.new")
-        journal = Path(f"{self.path}-journal")
-        with FileLock(f"{self.path}.lock"):
-            if _is_sound(self.path):  # another run has been here
-                return
-            try:
-                _delete(new)  # of a run that was killed
-                with _held(self.path):
-                    saved = _take_over(self.path, new)
-                    _second_name(self.path, aside)
-                    # Beside a new file, it would be taken for that one's.
-                    with suppress(FileNotFoundError):
-                        os.replace(journal, f"{aside}-journal")
-                    os.replace(new, self.path)
-            finally:
-                _delete(new)
-        _warn(f"{self.path}: {_reason(error)}. Moved to {aside}; a new store has the {saved} results that were whole")
 
 
 def store_of(option: str | None, *, fresh: bool = False) -> Store | None:
@@ -232,172 +196,12 @@ def canonical(inputs: Inputs) -> str:
     return json.dumps(inputs, sort_keys=True, separators=(",", ":"))
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """The file, made where there is none, with exactly our table in it."""
-    file = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
-    try:
-        file.text_factory = bytes  # damaged text need not be UTF-8
-        file.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST)
-        file.execute("PRAGMA synchronous=EXTRA")  # stored is stored, after a power cut too
-        mark = _mark(file)
-        if mark == (0, 0, []):
-            file.executescript(
-                f"BEGIN IMMEDIATE; {_TABLE.replace('TABLE', 'TABLE IF NOT EXISTS', 1)};"
-                f"PRAGMA application_id={_APPLICATION}; PRAGMA user_version={_SCHEMA}; COMMIT"
-            )
-            mark = _mark(file)
-        if mark[:2] == (0, 0) and _TABLE.encode() in mark[2]:
-            raise _DamagedError("it was deleted while it was made")
-        if mark[:2] != (_APPLICATION, _SCHEMA):
-            raise _ForeignError(
-                f"it is not a store of this knorm (application id {mark[0]:#x}, schema {mark[1]}; "
-                f"not {_APPLICATION:#x}, {_SCHEMA}): name another with --knorm-store, or delete it"
-            )
-        if mark[2] != [_TABLE.encode()]:  # no table, or a view or a trigger, which would run when looked at
-            raise _DamagedError("it does not hold the table it should")
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _mark(file: sqlite3.Connection) -> tuple[int, int, list[bytes]]:
-    """Application id, schema version, and the definition of everything in the file, as of one moment."""
-    file.execute("BEGIN")
-    [application], [schema] = (file.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version"))
-    tables = [sql for [sql] in file.execute("SELECT sql FROM sqlite_master")]
-    file.execute("COMMIT")
-    return application, schema, tables
-
-
-def _check(file: sqlite3.Connection) -> None:
-    """Look at the structure of the whole file, 300 MB of it in a second."""
-    [[found]] = file.execute("PRAGMA integrity_check(1)")
-    if found != b"ok":
-        detail = found.decode().replace("*** in database main ***", "").split()
-        raise _DamagedError(f"the file is damaged ({' '.join(detail)})")
-
-
-def _is_sound(path: Path) -> bool:
-    try:
-        with closing(_open(path)) as file:
-            _check(file)
-    except (sqlite3.Error, _DamagedError) as error:
-        if not _is_damage(error):
-            raise
-        return False
-    return True
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Nobody stores anything in the file meanwhile, where it is whole enough for that."""
-    with closing(sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)) as file:
-        try:
-            file.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            if not _is_damage(error):  # another run has been writing for a minute
-                raise
-        yield
-
-
-def _take_over(damaged: Path, path: Path) -> int:
-    """Copy what can be read and is whole into a new store; how many entries that was."""
-    with closing(_open(path)) as new:
-        new.execute("BEGIN")
-        with suppress(_DamagedError), closing(_open_damaged(damaged)) as old:
-            for row in filter(_intact, _readable(old)):
-                *texts, tensors, seal = row
-                texts = [text.decode() for text in texts]
-                new.execute(f"INSERT OR IGNORE {_INTO_RESULTS}", (*texts, tensors, seal.decode()))
-        new.execute("COMMIT")
-        [[saved]] = new.execute("SELECT count(*) FROM results")
-    return int(saved)
-
-
-def _open_damaged(path: Path) -> sqlite3.Connection:
-    try:
-        return _open(path)
-    except sqlite3.Error as error:
-        if not _is_damage(error):
-            raise
-        raise _DamagedError(str(error)) from error
-
-
-def _readable(file: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """Every entry that can be read, some of them more than once."""
-    try:
-        yield from file.execute(f"SELECT {_COLUMNS} FROM results")
-    except sqlite3.Error as error:
-        if not _is_damage(error):
-            raise
-    else:
-        return
-    for digits in itertools.product("0123456789abcdef", repeat=_DIGITS):
-        begin = "".join(digits)
-        for order in ("ASC", "DESC"):  # from both ends, where a damaged page lies between
-            if (yield from _range(file, begin, order)):
-                break
-
-
-def _range(file: sqlite3.Connection, begin: str, order: str) -> Generator[tuple[Any, ...], None, bool]:
-    """Yield the entries whose keys begin so; return False where damage ends them."""
-    # One at a time: Python's sqlite3 looks ahead, and would lose the last one before a damaged page.
-    select = f"SELECT {_COLUMNS} FROM results WHERE key > ? AND key < ? ORDER BY key {order} LIMIT 1"
-    after, before = begin, begin + "g"
-    while True:
-        try:
-            entry = file.execute(select, (after, before)).fetchone()
-        except sqlite3.Error as error:
-            if not _is_damage(error):
-                raise
-            return False
-        if entry is None:
-            return True
-        key = entry[0].decode("latin-1") if isinstance(entry[0], bytes) else ""
-        if not after < key < before:  # out of order, and maybe without end
-            return False
-        yield entry
-        after, before = (key, before) if order == "ASC" else (after, key)
-
-
-def _second_name(path: Path, other: Path) -> None:
-    try:
-        os.link(path, other)
-    except OSError:  # a file system without links
-        shutil.copy2(path, other)
-
-
 def _which(path: Path) -> tuple[int, int] | None:
     """What tells the file at this path from one that takes its place."""
     with suppress(FileNotFoundError):
-        found = os.stat(path)
-        return found.st_dev, found.st_ino
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
     return None
-
-
-def _delete(path: Path) -> None:
-    for each in (path, Path(f"{path}-journal")):
-        each.unlink(missing_ok=True)
-
-
-def _intact(row: tuple[Any, ...]) -> bool:
-    *parts, seal = row
-    return all(isinstance(part, bytes) for part in row) and (
-        seal.decode("latin-1") == _seal(*parts) and parts[0].decode("latin-1") == _sha256(parts[2])
-    )
-
-
-def _seal(*parts: bytes) -> str:
-    return _sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _is_damage(error: Exception) -> bool:
-    return isinstance(error, _DamagedError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
 
 
 def _is_gone(error: Exception, path: Path) -> bool:
@@ -406,11 +210,6 @@ def _is_gone(error: Exception, path: Path) -> bool:
     if code & 0xFF == sqlite3.SQLITE_IOERR:
         return bool(code != sqlite3.SQLITE_IOERR_WRITE)  # which a full disk gives
     return code & 0xFF == sqlite3.SQLITE_READONLY and os.access(path.parent, os.W_OK)
-
-
-def _reason(error: Exception) -> str:
-    plain = isinstance(error, sqlite3.Error | _DamagedError | _ForeignError)
-    return str(error) if plain else f"{type(error).__name__}: {error}"
 
 
 def _warn(sentence: str) -> None:

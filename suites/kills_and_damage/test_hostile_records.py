@@ -16,7 +16,8 @@ from knorm_core.evaluator import evaluate
 from knorm_core.results.file import ResultsError, read_results, write_results
 from knorm_core.results.records import Baseline, ChangedCell, Results, Run, Table, Test
 from knorm_core.sweeps.codec import EVALUATION, remember
-from knorm_core.sweeps.store import Store, StoreWarning, _seal, _sha256, canonical
+from knorm_core.sweeps.store import Store, StoreWarning, canonical
+from knorm_core.sweeps.store_file import seal_of, sha256
 from suites.families import random_ids, tiny_model
 from suites.kills_and_damage.hostile import DEEP, HEADERS, assert_refused, few_and_many
 from suites.kills_and_damage.mutations import for_every_change, refusal
@@ -103,11 +104,11 @@ def forged(path, facts, tensors):
     store = Store(path)
     store.put("forged", {"x": 1}, {}, b"")
     text = canonical({"x": 1})
-    parts = [_sha256(text.encode()).encode(), b"forged", text.encode(), b"2026-01-01", facts, tensors]
+    parts = [sha256(text.encode()).encode(), b"forged", text.encode(), b"2026-01-01", facts, tensors]
     with contextlib.closing(sqlite3.connect(path)) as file:
         file.execute(
             "UPDATE results SET computed = ?, facts = ?, tensors = ?, sha256 = ?",
-            (parts[3].decode(), facts.decode(), tensors, _seal(*parts)),
+            (parts[3].decode(), facts.decode(), tensors, seal_of(*parts)),
         )
         file.commit()
     return store

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knorm_core.sweeps import store as store_module
+from knorm_core.sweeps import salvage, store_file
 from knorm_core.sweeps.store import Store, StoreWarning, canonical, store_of
 from suites.sweep.numbered import damage_page_of, get, in_the_file, inputs, page_of, put, quietly, value
 
@@ -183,14 +183,14 @@ def test_what_is_stored_while_another_run_replaces_the_file_is_in_the_new_one(da
     store, whole = damaged
     writer, stored = Store(store.path), []
     monkeypatch.setattr(writer, "_checked", True)  # it has not met the damage
-    take_over = store_module._take_over
+    take_over = salvage._take_over
 
     def meanwhile(*paths):
         stored.append(ThreadPoolExecutor(1).submit(put, writer, 1000))
         time.sleep(0.2)  # it waits for the lock by then
         return take_over(*paths)
 
-    monkeypatch.setattr(store_module, "_take_over", meanwhile)
+    monkeypatch.setattr(salvage, "_take_over", meanwhile)
     quietly(get, store, 0)
     stored[0].result(60)
     assert get(Store(store.path), 1000) == value(1000)
@@ -199,7 +199,7 @@ def test_what_is_stored_while_another_run_replaces_the_file_is_in_the_new_one(da
 
 def test_where_another_run_does_not_stop_writing_nothing_is_replaced(damaged, monkeypatch):
     store, _ = damaged
-    monkeypatch.setattr(store_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(store_file, "_PATIENCE", 0.1)
     with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         _, said = quietly(put, store, 1000)
