@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from knorm_core.cache import Pair, cache_argument
+from knorm_core.cache import Pair
 from knorm_core.contract.cases import dynamic_cache, layers_of
 from knorm_core.contract.claims import KVPRESS, Claims
+from knorm_core.contract.prefill import prefill_with
 from knorm_core.counts import kept_count
 
 
@@ -164,7 +165,7 @@ def kvpress_press(press: Callable[[float], Any], claims: Claims = KVPRESS, name:
     """
 
     def run(cache: Any, arguments: dict[str, Any]) -> None:
-        _prefill_with(press(1 - arguments["keep_ratio"]), cache)
+        prefill_with(press(1 - arguments["keep_ratio"]), cache)
 
     imports, called = import_line(press)
     return Compressor(
@@ -255,52 +256,3 @@ def import_line(thing: Any) -> tuple[str, str]:
         return f"# {called} is what was passed; it has no name to import it by", called
     top = qualified.split(".")[0]
     return f"from {module} import {top}", qualified
-
-
-def _prefill_with(press: Any, cache: Any) -> None:
-    from transformers import DynamicCache
-
-    given = [(layer.keys, layer.values) for layer in cache.layers]
-    keys = given[0][0]
-    batch, heads, length, width = keys.shape
-    model = _bench(len(given), heads, width, keys.dtype).to(keys.device)
-    filled = DynamicCache()
-
-    def plant(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        layer = filled.layers[module.layer_idx]
-        layer.keys, layer.values = given[module.layer_idx]
-
-    layers = [layer.self_attn for layer in model.model.layers]
-    hooks = [layer.register_forward_hook(plant, with_kwargs=True) for layer in layers]
-    tokens = torch.arange(length, device=keys.device).remainder(model.config.vocab_size).expand(batch, -1)
-    arguments: dict[str, Any] = cache_argument(model, filled) | {"use_cache": True}
-    if "cache_position" in inspect.signature(model.forward).parameters:
-        arguments["cache_position"] = torch.arange(length, device=keys.device)
-    try:
-        with torch.no_grad(), press(model):
-            model(tokens, **arguments)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for layer, compressed in zip(cache.layers, filled.layers, strict=True):
-        layer.keys, layer.values = compressed.keys, compressed.values
-
-
-@functools.lru_cache(maxsize=32)
-def _bench(layers: int, heads: int, head_dim: int, dtype: torch.dtype) -> Any:
-    """A small Llama whose cache has this shape. Eager, for presses that read attention weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=heads * head_dim,
-        intermediate_size=8,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        head_dim=head_dim,
-        attn_implementation="eager",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config).to(dtype).eval()
