@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 from knorm_core.cache import check_skip_layers
 from knorm_core.counts import WHEN, check_choice, check_int, check_keep_ratio, effective_prune_after
@@ -17,6 +18,9 @@ from knorm_core.setting import NoEvictionError, Setting, UnsupportedModelError
 POSITIONS = ("absolute", "cache", "rerotated")
 METHODS = ("onepass", "stepwise")
 SCORE_FROM = ("phase2", "start")
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,19 @@ class Arguments:
             if name not in names:
                 raise TypeError(f"evaluate has no argument {name!r}: it takes {', '.join(names)}")
         return cls(**given)
+
+
+def takes_arguments(function: Function) -> Function:
+    """Give a function of ``**arguments`` the signature of `Arguments` and its documentation of each."""
+    given = inspect.signature(function)
+    names = [p for p in given.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    each = inspect.signature(Arguments).parameters.values()
+    asked = [p.replace(kind=p.KEYWORD_ONLY) for p in each if p.name not in given.parameters]
+    function.__signature__ = given.replace(parameters=[*names, *asked])  # type: ignore[attr-defined]
+    if function.__doc__ and Arguments.__doc__:  # python -OO has none
+        documented = Arguments.__doc__.partition("Attributes:\n")[2].rstrip()
+        function.__doc__ = function.__doc__.replace("        **arguments: see `Arguments`.", documented)
+    return function
 
 
 def check_setting(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
 
 from knorm_core.counts import check_int
 
@@ -107,12 +105,6 @@ def _paired_cache(kind: Hashable) -> Any:
             self.layers[layer].keys, self.layers[layer].values = pair
 
     return PairedCache
-
-
-def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
-    """The cache as a forward call of ``module`` takes it: transformers 5.24 renamed ``past_key_values``."""
-    name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
-    return {name: cache}
 
 
 def check_skip_layers(skip_layers: Iterable[int], layers: int) -> frozenset[int]:

@@ -6,10 +6,9 @@ is asked what it allows, before anything runs.
 
 from __future__ import annotations
 
-import inspect
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from knorm_core.arguments import Arguments, check_setting
+from knorm_core.arguments import Arguments, check_setting, takes_arguments
 from knorm_core.evaluation import Evaluation
 from knorm_core.methods import onepass, stepwise
 from knorm_core.methods.anatomy import Anatomy, anatomy
@@ -27,7 +26,6 @@ from knorm_core.methods.probe import Support, support
 from knorm_core.setting import Setting, SlowFallbackWarning, UnsupportedModelError
 
 Key = TypeVar("Key", bound=Hashable)
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 # On a CPU a batch saves only the overhead of many small matrices. SmolLM2-135M, float32, keep 0.5, one thread of an
 # AMD EPYC: batches of 2, 4 and 8 take 0.84, 0.87 and 0.83 of the time of their texts one by one at 200 tokens, 0.92,
@@ -59,7 +57,7 @@ class Evaluator:
         self._supports: dict[Setting, Support] = {}
         self._results: dict[Setting, Evaluation] = {}
         self._fell_back = False
-        self.prefix = onepass.shared_prefixes(model, self.ids)
+        self._prefixes: dict[tuple[int, int], onepass.Prefix] = {}
 
     def setting(self, arguments: Mapping[str, Any] | Arguments) -> Setting:
         """The arguments of `evaluate`, checked for this text and this model.
@@ -140,6 +138,13 @@ class Evaluator:
             )
         return True
 
+    def prefix(self, setting: Setting) -> onepass.Prefix:
+        """Phase 1, fed once for all settings that share its length and scoring."""
+        shared = (setting.start, setting.first_scored)
+        if shared not in self._prefixes:
+            self._prefixes[shared] = onepass.feed_prefix(self.model, self.ids, setting)
+        return self._prefixes[shared]
+
     @cached_property
     def _anatomy(self) -> Anatomy:
         """The model as it is seen at this length."""
@@ -175,20 +180,7 @@ class Evaluator:
         return Evaluation.of(setting, nll, evictions)
 
 
-def _takes_arguments(function: Function) -> Function:
-    """Give a function of ``**arguments`` the signature of `Arguments` and its documentation of each."""
-    given = inspect.signature(function)
-    names = [p for p in given.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    each = inspect.signature(Arguments).parameters.values()
-    asked = [p.replace(kind=p.KEYWORD_ONLY) for p in each if p.name not in given.parameters]
-    function.__signature__ = given.replace(parameters=[*names, *asked])  # type: ignore[attr-defined]
-    if function.__doc__ and Arguments.__doc__:  # python -OO has none
-        documented = Arguments.__doc__.partition("Attributes:\n")[2].rstrip()
-        function.__doc__ = function.__doc__.replace("        **arguments: see `Arguments`.", documented)
-    return function
-
-
-@_takes_arguments
+@takes_arguments
 def evaluate(model: nn.Module, input_ids: torch.Tensor | Sequence[int], **arguments: Any) -> Evaluation:
     """Evaluate one text in two phases: fill the cache, then compress before each token and score the next.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from knorm_core.cache import cache_argument
+from knorm_core.methods.forward import cache_argument
 
 
 def prefill_with(press: Any, cache: Any) -> None:

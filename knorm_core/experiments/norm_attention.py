@@ -23,8 +23,7 @@ import torch
 from scipy.stats import rankdata
 from torch import nn
 
-from knorm_core.cache import cache_argument
-from knorm_core.methods.forward import private_copy
+from knorm_core.methods.forward import cache_argument, private_copy
 from knorm_core.methods.head import body_of
 from knorm_core.methods.language_model import check_input_ids, text_config
 from knorm_core.norms import key_norms, round_norms

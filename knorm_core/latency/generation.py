@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from knorm_core.arguments import asked_to_compress
-from knorm_core.cache import apply_compressor, cache_argument, with_layers
+from knorm_core.cache import apply_compressor, with_layers
 from knorm_core.compressor import l2_compress
 from knorm_core.counts import Eviction, cache_lengths, kept_count
 from knorm_core.methods.anatomy import anatomy
+from knorm_core.methods.forward import cache_argument
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from knorm_core.cache import cache_argument
 from knorm_core.compressor import l2_compress
 from knorm_core.counts import check_int
 from knorm_core.latency.generation import Clock, device_clock
 from knorm_core.latency.quantity import Quantity, quantity
 from knorm_core.latency.rounds import run_rounds
+from knorm_core.methods.forward import cache_argument
 
 GUESS = 0.1  # share of the whole generation that the report took for the time to first token
 NEVER = 1 << 30  # a threshold that no cache reaches

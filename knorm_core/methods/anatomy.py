@@ -26,7 +26,7 @@ from knorm_core.methods.far import LOOK, Seen
 from knorm_core.methods.forward import private_copy
 from knorm_core.methods.language_model import text_config
 from knorm_core.methods.onepass import ATTENTION
-from knorm_core.methods.own_forward import OwnForward, distance, own_forward, tolerance
+from knorm_core.methods.own_forward import OwnForward, distance, own_forward
 from knorm_core.setting import UnsupportedModelError
 
 
@@ -136,11 +136,11 @@ def _far_token(own: OwnForward, looking: nn.Module, length: int) -> tuple[Seen, 
         if seen.layers != layers:
             raise _OwnCode(_not_through(seen, layers))
         apart.append(distance(logits, own.logits[-1:]))
-        if apart[-1] <= tolerance(logits):
+        if apart[-1] <= own.tolerance:
             return seen, first
     _windows(own, looking, seen, length, first)  # says it where a mask hides some of the few keys
     near, _ = far.feed_last(own, looking, own.ids.shape[1] - 1, first)
-    if distance(near, own.logits[-1:]) > tolerance(near):
+    if distance(near, own.logits[-1:]) > own.tolerance:
         raise _OwnCode(f"attention without a mask parts from its own by {min(apart):.1%} in the logits")
     raise UnsupportedModelError(
         f"{own.name} reads positions off the length of its cache, which an eviction shortens: where a cache says that "
@@ -199,7 +199,7 @@ def _received_keys(own: OwnForward, seen: Seen) -> str:
     for layer, (received, (cached, _)) in enumerate(zip(seen.keys, own.pairs, strict=True)):
         tokens = min(received.shape[2], cached.shape[2])
         received, cached = received[:, :, -tokens:].double(), cached[:, :, -tokens:].double()
-        close = tolerance(own.logits) * cached.norm()
+        close = own.tolerance * cached.norm()
         if received.shape == cached.shape:
             if (received - cached).norm() <= close:
                 continue
@@ -233,7 +233,7 @@ def _by_own_code(own: OwnForward, obstacle: str, length: int) -> Anatomy:
     for first in _first_positions(own):
         logits = far.feed_last_repeated(own, own.model, length - 1, first)
         apart.append(distance(logits, own.logits[-1:]))
-        if apart[-1] <= tolerance(logits):
+        if apart[-1] <= own.tolerance:
             return Anatomy(len(own.pairs), {}, first, obstacle, None)
     raise UnsupportedModelError(
         f"{own.name} reads the distance of a key off its place in the cache, or a position off the cache's length (a "

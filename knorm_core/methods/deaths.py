@@ -20,7 +20,7 @@ from knorm_core.setting import Setting
 def layer_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tensor | None:
     """Death of every key under a policy that reads "key", int64 (batch, kv_heads, length); None if all of them live."""
     if layer in setting.sliding:
-        return window_deaths(setting, layer, keys)
+        return window_deaths(setting.sliding[layer], keys)
     schedule = setting.schedule(layer)
     if not schedule:
         return None
@@ -56,9 +56,8 @@ def death_row(ranks: Sequence[int], schedule: Sequence[Eviction], protection: Pr
     return deaths
 
 
-def window_deaths(setting: Setting, layer: int, keys: torch.Tensor) -> torch.Tensor | None:
-    """A sliding-window layer forgets each key after ``window`` queries; the others forget none."""
-    window = setting.sliding.get(layer)
+def window_deaths(window: int | None, keys: torch.Tensor) -> torch.Tensor | None:
+    """A sliding-window layer forgets each key after ``window`` queries; one without a window forgets none."""
     if window is None or window >= keys.shape[2]:
         return None
     return (torch.arange(keys.shape[2], device=keys.device) + window).expand(keys.shape[:3])

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from knorm_core.cache import cache_argument
 from knorm_core.methods.cached_attention import eager_form, own_attention, plain_attention
-from knorm_core.methods.forward import position_argument
+from knorm_core.methods.forward import feed_on_cache
 from knorm_core.methods.own_forward import OwnForward
 from knorm_core.methods.pretended import pretended_cache, repeated_cache
 
@@ -81,11 +80,7 @@ def feed_last_repeated(own: OwnForward, model: nn.Module, length: int, first_pos
 
 
 def _last(own: OwnForward, model: nn.Module, cache: Any, first_position: int) -> torch.Tensor:
-    position = torch.tensor([own.ids.shape[1] - 1 + first_position], device=own.ids.device)
-    out = model(
-        input_ids=own.ids[:, -1:], use_cache=True, **position_argument(model, position), **cache_argument(model, cache)
-    )
-    return out.logits[0]
+    return feed_on_cache(model, own.ids[:, -1:], own.ids.shape[1] - 1 + first_position, cache)
 
 
 def _look(

@@ -53,11 +53,24 @@ def last_logits(model: nn.Module, fed: torch.Tensor, positions: torch.Tensor, co
     return model(**inputs).logits[:, -count:]
 
 
+def feed_on_cache(model: nn.Module, ids: torch.Tensor, position: int, cache: Any) -> torch.Tensor:
+    """Feed one token, ids (1, 1), at a position, on a cache, which grows by it; its logits (1, vocabulary)."""
+    positions = torch.tensor([position], device=ids.device)
+    given = {**position_argument(model, positions), **cache_argument(model, cache)}
+    return model(input_ids=ids, use_cache=True, **given).logits[0]
+
+
 def position_argument(module: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]:
     """Positions (length,) or (batch, length) as a forward call of ``module`` takes them, if it does."""
     parameters = inspect.signature(module.forward).parameters
     takes = "position_ids" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     return {"position_ids": torch.atleast_2d(positions)} if takes else {}
+
+
+def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
+    """The cache as a forward call of ``module`` takes it: transformers 5.24 renamed ``past_key_values``."""
+    name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+    return {name: cache}
 
 
 def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

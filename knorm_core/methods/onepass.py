@@ -176,7 +176,10 @@ def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> 
     model = private_copy(model, ATTENTION)
     scored = setting.first_scored == 1
     positions = setting.fed_positions()[:length]
-    logits, kept = feed_plainly(model, fed[None], positions, setting, count=length if scored else 1)
+    count = length if scored else 1
+    logits, kept = feed_plainly(
+        model, fed[None], positions, layers=setting.layers, windows=setting.sliding, count=count
+    )
     nll = token_nll(logits[0], input_ids[1 : length + 1]) if scored else torch.zeros(0, dtype=torch.float64)
     return Prefix(model, kept, length, nll)
 
@@ -186,8 +189,9 @@ def feed_plainly(
     private: nn.Module,
     fed: torch.Tensor,
     positions: torch.Tensor,
-    setting: Setting,
     *,
+    layers: int,
+    windows: Mapping[int, int],
     count: int,
     prior: Sequence[Fed] | None = None,
 ) -> tuple[torch.Tensor, tuple[Fed, ...]]:
@@ -196,7 +200,7 @@ def feed_plainly(
     Args:
         private: a private copy with the attention of this module.
         fed: (batch, length), int64; positions: (length,) or (batch, length).
-        setting: for the model's layers and windows.
+        layers: how many the model has; windows: length in tokens of the window of every layer that slides.
         count: how many logits are wanted, of the last tokens.
         prior: queries, keys and values of every layer of the tokens before these.
 
@@ -205,10 +209,10 @@ def feed_plainly(
     """
 
     def deaths(layer: int, each: Fed, _: Logits) -> torch.Tensor | None:
-        return window_deaths(setting, layer, each[1])
+        return window_deaths(windows.get(layer), each[1])
 
     length = fed.shape[1]
-    walk = _Walk(setting.layers, deaths, phase_1=length, sliding=setting.sliding, prior=prior, keep=True)
+    walk = _Walk(layers, deaths, phase_1=length, sliding=windows, prior=prior, keep=True)
     with _walking(walk):
         logits = last_logits(private, fed, positions, count)
     return logits, tuple(walk.kept)
@@ -221,19 +225,6 @@ def _to_the_front(fed: torch.Tensor, frequencies: torch.Tensor) -> Move:
         return rotate(keys, torch.arange(born.shape[-1], device=born.device) - fed[born], frequencies)
 
     return move
-
-
-def shared_prefixes(model: nn.Module, input_ids: torch.Tensor) -> Callable[[Setting], Prefix]:
-    """Phase 1 for any setting of one text, fed once for all settings that share its length and scoring."""
-    fed: dict[tuple[int, int], Prefix] = {}
-
-    def prefix_of(setting: Setting) -> Prefix:
-        key = (setting.start, setting.first_scored)
-        if key not in fed:
-            fed[key] = feed_prefix(model, input_ids, setting)
-        return fed[key]
-
-    return prefix_of
 
 
 def _attention_forward(

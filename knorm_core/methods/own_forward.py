@@ -50,6 +50,14 @@ class OwnForward:
             and value > 0
         }
 
+    @property
+    def tolerance(self) -> float:
+        """How far two ways of computing the same logits may part: rounding, of which half precision has much.
+
+        Models round to float32 in places (RMSNorm, rotary tables, a softmax) even where they are float64.
+        """
+        return {torch.float64: 1e-5, torch.float32: 3e-4}.get(self.logits.dtype, 0.1)
+
     def must_be_causal(self) -> None:
         """Change later tokens, and compare earlier logits.
 
@@ -58,7 +66,7 @@ class OwnForward:
         """
         half = self.ids.shape[1] // 2
         logits = self.model(input_ids=self.other, use_cache=False).logits[0, :half]
-        if (apart := distance(logits, self.logits[:half])) > tolerance(logits):
+        if (apart := distance(logits, self.logits[:half])) > self.tolerance:
             raise UnsupportedModelError(
                 f"{self.name} is not causal: where tokens that are fed later change, earlier logits part by {apart:.1%}"
             )
@@ -162,11 +170,3 @@ def distance(logits: torch.Tensor, measure: torch.Tensor) -> float:
     apart = (logits - measure).norm(dim=-1) / measure.norm(dim=-1).clamp_min(1e-30)
     comparable = apart[measure.isfinite().all(-1)].nan_to_num(torch.inf)
     return float(comparable.max()) if comparable.numel() else 0.0
-
-
-def tolerance(logits: torch.Tensor) -> float:
-    """How far two ways of computing the same logits may part: rounding, of which half precision has much.
-
-    Models round to float32 in places (RMSNorm, rotary tables, a softmax) even where they are float64.
-    """
-    return {torch.float64: 1e-5, torch.float32: 3e-4}.get(logits.dtype, 0.1)

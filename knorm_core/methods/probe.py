@@ -5,7 +5,6 @@ What the model allows is seen by `knorm_core.methods.anatomy`; this is the one p
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from knorm_core.methods.anatomy import Anatomy, anatomy
 from knorm_core.methods.cached_attention import WATCHED
 from knorm_core.methods.rotation import check_rotation, rotary_frequencies
+from knorm_core.methods.stepwise import check_equal_lengths
 from knorm_core.setting import Setting, UnsupportedModelError
 
 
@@ -60,13 +60,3 @@ def _stepwise_attention(model: nn.Module, setting: Setting, seen: Anatomy) -> st
             f"{seen.obstacle}; a policy that reads 'key' or 'cache' can be evaluated on it"
         )
     return WATCHED
-
-
-def check_equal_lengths(model: nn.Module, lengths: Sequence[Hashable]) -> None:
-    """Refuse layers of unequal length, which a model whose masks are its own would mask by the length of one."""
-    if len(set(lengths)) > 1:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} makes its own masks, the same for all layers, so all of them have to be "
-            f"compressed alike: skip_layers, ratios or budgets by layer, sliding windows and compressors that leave a "
-            f"layer out do not go with it"
-        )

@@ -13,8 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from knorm_core.cache import cache_argument
-from knorm_core.methods.forward import private_copy
+from knorm_core.methods.forward import feed_on_cache, private_copy
 from knorm_core.methods.language_model import text_config
 from knorm_core.setting import UnsupportedModelError
 
@@ -84,9 +83,7 @@ def check_rotation(model: nn.Module, frequencies: torch.Tensor) -> None:
     caches = []
     for position in (0, 5):
         cache = DynamicCache()
-        ids = torch.tensor([[1]], device=frequencies.device)
-        given = cache_argument(probed, cache)
-        probed(input_ids=ids, position_ids=torch.full_like(ids, position), use_cache=True, **given)
+        feed_on_cache(probed, torch.tensor([[1]], device=frequencies.device), position, cache)
         caches.append(cache)
     by = torch.tensor([5], device=frequencies.device)
     for layer, (start, moved) in enumerate(zip(caches[0].layers, caches[1].layers, strict=True)):

@@ -6,23 +6,22 @@ not one of our policies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from knorm_core.cache import Pair, apply_compressor, cache_argument, take, with_layers
+from knorm_core.cache import Pair, apply_compressor, take, with_layers
 from knorm_core.counts import Eviction
 from knorm_core.methods.cached_attention import WATCHED
-from knorm_core.methods.forward import copy_sharing_weights, position_argument, private_copy, token_nll
-from knorm_core.methods.probe import check_equal_lengths
+from knorm_core.methods.forward import copy_sharing_weights, feed_on_cache, private_copy, token_nll
 from knorm_core.methods.rotation import rotary_frequencies, rotate
 from knorm_core.methods.watched import Watched, watching
 from knorm_core.policy import Seen, check_no_nan, checked_scores, checked_state
 from knorm_core.selection import survivors
-from knorm_core.setting import Setting
+from knorm_core.setting import Setting, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -70,17 +69,22 @@ def run(
                 check_equal_lengths(model, _lengths(cache))
         position = setting.first_position + (_lengths(cache)[0] if setting.positions != "absolute" and step else step)
         with watching(watched if attention == WATCHED else None):
-            logits = model(
-                input_ids=input_ids[None, step : step + 1],
-                use_cache=True,
-                **position_argument(model, torch.tensor([position], device=input_ids.device)),
-                **cache_argument(model, cache),
-            ).logits[0]
+            logits = feed_on_cache(model, input_ids[None, step : step + 1], position, cache)
         if policy:
             policy.fed(cache, step)
         if step + 1 >= setting.first_scored:
             losses.append(token_nll(logits, input_ids[step + 1 : step + 2]))
     return torch.cat(losses), tuple(map(tuple, evictions))
+
+
+def check_equal_lengths(model: nn.Module, lengths: Sequence[Hashable]) -> None:
+    """Refuse layers of unequal length, which a model whose masks are its own would mask by the length of one."""
+    if len(set(lengths)) > 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} makes its own masks, the same for all layers, so all of them have to be "
+            f"compressed alike: skip_layers, ratios or budgets by layer, sliding windows and compressors that leave a "
+            f"layer out do not go with it"
+        )
 
 
 def _empty_cache(setting: Setting) -> DynamicCache:
@@ -90,7 +94,9 @@ def _empty_cache(setting: Setting) -> DynamicCache:
 
     cache = DynamicCache()
     windows = [setting.sliding.get(layer) for layer in range(setting.layers)]
-    cache.layers = [DynamicSlidingWindowLayer(sliding_window=one) if one else DynamicLayer() for one in windows]
+    cache.layers = [
+        DynamicSlidingWindowLayer(sliding_window=window) if window else DynamicLayer() for window in windows
+    ]
     return cache
 
 

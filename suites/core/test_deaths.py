@@ -107,18 +107,18 @@ def test_a_layer_without_evictions_has_no_deaths():
     keys = keys_of(40)
     assert layer_deaths(setting(skip_layers=frozenset({2})), 2, keys) is None
     assert layer_deaths(setting(keep_ratio=(Fraction(1),) * 3), 0, keys) is None
-    assert window_deaths(setting(), 0, keys) is None
+    assert window_deaths(None, keys) is None
 
 
 @pytest.mark.parametrize(("window", "slides"), [(39, True), (40, False), (41, False)])
 def test_a_sliding_layer_forgets_each_key_after_its_window(window, slides):
     keys, sliding = keys_of(40), setting(sliding={1: window})
-    for deaths in (window_deaths(sliding, 1, keys), layer_deaths(sliding, 1, keys)):
+    for deaths in (window_deaths(window, keys), layer_deaths(sliding, 1, keys)):
         if slides:
             assert torch.equal(deaths, (torch.arange(40) + window).expand(2, 3, 40))
         else:
             assert deaths is None
-    assert window_deaths(sliding, 0, keys) is None
+    assert window_deaths(None, keys) is None
     assert layer_deaths(sliding, 0, keys) is not None
 
 

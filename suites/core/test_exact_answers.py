@@ -12,7 +12,7 @@ from knorm_core import effective_prune_after, eviction_schedule, kept_count, l2_
 from knorm_core.cache import check_skip_layers, read_layers, with_layers
 from knorm_core.counts import check_choice, check_int, check_keep_ratio
 from knorm_core.methods.attention import NEVER, mortal_attention
-from knorm_core.methods.deaths import layer_deaths, window_deaths
+from knorm_core.methods.deaths import layer_deaths
 from knorm_core.methods.replay import replayed_deaths
 from knorm_core.norms import key_norms, round_norms
 from knorm_core.policies import H2O, KeyDiff, Random, SnapKV
@@ -217,7 +217,7 @@ def test_tensors_are_made_where_the_keys_are_whatever_the_default_device():
             key_scores(find_policy(policy), keys, torch.arange(200, device="cpu"))
             for policy in ("low_norm", "low_norm_exact", "high_norm", "random", "newest")
         ]
-        deaths = [layer_deaths(setting, 0, keys), window_deaths(setting, 1, keys)]
+        deaths = [layer_deaths(setting, 0, keys), layer_deaths(setting, 1, keys)]
         for policy in (H2O(), SnapKV(), KeyDiff()):
             protection = Protection(4, policy.recent)
             deaths.append(replayed_deaths(policy, keys, keys, keys, setting.schedule(0), protection=protection))

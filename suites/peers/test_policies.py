@@ -13,8 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from knorm_core import evaluate
-from knorm_core.cache import cache_argument
-from knorm_core.methods.forward import private_copy
+from knorm_core.methods.forward import cache_argument, private_copy
 from knorm_core.policies import H2O, TOVA, KeyDiff, SnapKV
 from suites.peers.presses import needs_kvpress, press
 
