@@ -79,9 +79,9 @@ def policy_identity(policy: Policy) -> str | None:
     kind = type(policy)
     if kind.__module__ == "__main__" or _attribute(kind.__module__, kind.__qualname__) is not kind:
         return None
-    kinds = [one for one in kind.__mro__ if issubclass(one, Policy) and one is not Policy]
+    kinds = [base for base in kind.__mro__ if issubclass(base, Policy) and base is not Policy]
     try:
-        sources = [inspect.getsource(sys.modules[one.__module__]) for one in kinds]
+        sources = [inspect.getsource(sys.modules[base.__module__]) for base in kinds]
         parameters = json.dumps(_parameters(policy), sort_keys=True, allow_nan=False)
     except (OSError, TypeError, ValueError):
         return None
@@ -113,10 +113,10 @@ def _imported(name: str) -> Any:
 
 
 def _attribute(module: str, qualified: str) -> Any:
-    found: Any = sys.modules.get(module)
+    named: Any = sys.modules.get(module)
     for part in qualified.split("."):
-        found = getattr(found, part, None)
-    return found
+        named = getattr(named, part, None)
+    return named
 
 
 def _instance(name: str, kind: type[Policy], seed: int) -> Policy:

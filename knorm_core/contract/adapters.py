@@ -243,16 +243,16 @@ def _adapted(compress: Callable[..., Any], adapter: str, original: Any, claims: 
     )
 
 
-def name_of(thing: Any) -> str:
+def name_of(function: Any) -> str:
     """What to call a function, a class, or an object that can be called."""
-    return str(getattr(thing, "__name__", type(thing).__name__))
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
-def import_line(thing: Any) -> tuple[str, str]:
+def import_line(function: Any) -> tuple[str, str]:
     """How to import a function, and what to call it; a comment where it has no importable name."""
-    module, qualified = getattr(thing, "__module__", None), getattr(thing, "__qualname__", "")
+    module, qualified = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if not module or not qualified or "<" in qualified:
-        called = name_of(thing).strip("<>").replace("lambda", "given")
+        called = name_of(function).strip("<>").replace("lambda", "given")
         return f"# {called} is what was passed; it has no name to import it by", called
     top = qualified.split(".")[0]
     return f"from {module} import {top}", qualified

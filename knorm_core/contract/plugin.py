@@ -73,15 +73,15 @@ def _load(config: pytest.Config, option: str, name: str) -> Any:
     if folder not in sys.path:
         sys.path.append(folder)  # 'pytest' alone, unlike 'python -m pytest', does not see the current folder
     try:
-        thing = importlib.import_module(module_name)
+        target = importlib.import_module(module_name)
     except Exception as error:  # whatever importing it raises
         raise pytest.UsageError(
             f"{option}={name}: cannot import {module_name} ({type(error).__name__}: {error}), looked in {folder} too"
         ) from None
     for part in qualified.split("."):
-        if not hasattr(thing, part):
+        if not hasattr(target, part):
             raise pytest.UsageError(f"{option}={name}: {module_name} has no {qualified}")
-        thing = getattr(thing, part)
-    if not callable(thing):
-        raise pytest.UsageError(f"{option}={name}: {thing!r} is not callable")
-    return thing
+        target = getattr(target, part)
+    if not callable(target):
+        raise pytest.UsageError(f"{option}={name}: {target!r} is not callable")
+    return target

@@ -20,8 +20,8 @@ from knorm_core.contract.trials import searching
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    compressors = [as_compressor(thing) for thing in named(metafunc.config, "--knorm-compressor")]
-    evaluators = [as_evaluator(thing) for thing in named(metafunc.config, "--knorm-evaluator")]
+    compressors = [as_compressor(given) for given in named(metafunc.config, "--knorm-compressor")]
+    evaluators = [as_evaluator(given) for given in named(metafunc.config, "--knorm-evaluator")]
     if "compressor" in metafunc.fixturenames:
         if not compressors and not evaluators:
             compressors = [as_compressor(l2_compress), on_dynamic_cache(l2_compress, name="l2_compress_on_cache")]

@@ -11,9 +11,9 @@ from knorm_core.experiments.precision import Choices
 from knorm_core.sweeps.codec import EVALUATION, Codec, Tensors
 
 
-def _encode_divergence(one: Divergence) -> tuple[Any, Tensors]:
-    facts, tensors = EVALUATION.encode(one.evaluation)
-    return facts, tensors | {"kl": one.kl, "same_top": one.same_top}
+def _encode_divergence(divergence: Divergence) -> tuple[Any, Tensors]:
+    facts, tensors = EVALUATION.encode(divergence.evaluation)
+    return facts, tensors | {"kl": divergence.kl, "same_top": divergence.same_top}
 
 
 def _decode_divergence(facts: Any, tensors: Tensors) -> Divergence:

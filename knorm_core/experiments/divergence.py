@@ -82,7 +82,7 @@ def compare(
     Returns:
         float64, float64, bool, each (tokens,), on the CPU.
     """
-    found: dict[Key, list[tuple[torch.Tensor, ...]]] = {key: [] for key in states}
+    compared: dict[Key, list[tuple[torch.Tensor, ...]]] = {key: [] for key in states}
     for first in range(0, len(targets), BLOCK):
         block = slice(first, first + BLOCK)
         log_p = _log_probabilities(head, uncompressed[block])
@@ -93,8 +93,8 @@ def compare(
             same = log_q.argmax(-1) == top
             # p · (log p - log q), in place of log q; where p underflows to 0 both logs are finite
             kl = log_q.neg_().add_(log_p).mul_(p).sum(-1)
-            found[key].append((nll.double().cpu(), kl.double().cpu(), same.cpu()))
-    return {key: tuple(map(torch.cat, zip(*blocks, strict=True))) for key, blocks in found.items()}  # type: ignore[misc]
+            compared[key].append((nll.double().cpu(), kl.double().cpu(), same.cpu()))
+    return {key: tuple(map(torch.cat, zip(*blocks, strict=True))) for key, blocks in compared.items()}  # type: ignore[misc]
 
 
 def _log_probabilities(head: Head, states: torch.Tensor) -> torch.Tensor:
@@ -114,10 +114,10 @@ class Summary:
 
 def summary(divergences: Iterable[Divergence]) -> Summary:
     """Pool the tokens of several texts."""
-    found = list(divergences)
-    if not found:
+    pooled = list(divergences)
+    if not pooled:
         raise ValueError("no divergences: nothing to summarise")
-    kl = torch.cat([one.kl for one in found])
-    same = torch.cat([one.same_top for one in found])
+    kl = torch.cat([each.kl for each in pooled])
+    same = torch.cat([each.same_top for each in pooled])
     median, p99 = torch.quantile(kl, torch.tensor([0.5, 0.99], dtype=kl.dtype)).tolist()
     return Summary(float(kl.mean()), median, p99, float(same.double().mean()))

@@ -223,7 +223,7 @@ class Identification:
         if self.failing:
             anchors += f" (not {'; '.join(self.failing)})"
         best, *others = self.judged
-        printing = [one for one in self.judged if one.prints_all]
+        printing = [candidate for candidate in self.judged if candidate.prints_all]
         if not printing:
             return (
                 f"{anchors}. No combination prints all {len(best.table)} perplexities of the final table. Nearest, off "
@@ -231,10 +231,10 @@ class Identification:
                 f"{described(best.members)}"
                 + (f". Next, off by up to {others[0].furthest:.1%}: {described(others[0].members)}." if others else ".")
             )
-        rest = [one for one in others if not one.prints_all]
+        rest = [candidate for candidate in others if not candidate.prints_all]
         return (
             f"{anchors}. The final table is printed, all {len(best.table)} perplexities within rounding and noise, by: "
-            + "; or by: ".join(described(one.members) for one in printing)
+            + "; or by: ".join(described(candidate.members) for candidate in printing)
             + (f". Next, off by up to {rest[0].furthest:.1%}: {described(rest[0].members)}." if rest else ".")
         )
 
@@ -263,7 +263,7 @@ def identify(
     return Identification(
         {name: (ppl, measured[name]) for name, ppl in printed.anchors().items() if name in measured},
         frozenset(printed.whole_texts()),
-        sorted(judged, key=lambda one: (not one.prints_all, one.furthest)),
+        sorted(judged, key=lambda candidate: (not candidate.prints_all, candidate.furthest)),
     )
 
 

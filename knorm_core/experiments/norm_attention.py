@@ -107,9 +107,9 @@ def observe(model: nn.Module, input_ids: torch.Tensor | Sequence[int]) -> list[H
     return observations
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation of every row, equal values sharing their mean rank: (rows, n) twice to (rows,)."""
-    ranks = [rankdata(values, axis=-1) for values in (one, other)]
+    ranks = [rankdata(values, axis=-1) for values in (first, second)]
     centred = [rank - rank.mean(axis=-1, keepdims=True) for rank in ranks]
     lengths = [np.sqrt((c * c).sum(axis=-1)) for c in centred]
     return (centred[0] * centred[1]).sum(axis=-1) / (lengths[0] * lengths[1])

@@ -58,16 +58,16 @@ class Disagreement:
     keys_differ: float
 
 
-def disagreement(one: Deaths, other: Deaths) -> Disagreement:
+def disagreement(first: Deaths, second: Deaths) -> Disagreement:
     """Compare the choices of two evaluations of the same text and setting.
 
     Raises:
         ValueError: they do not have the same layers, heads and lengths.
     """
     evictions = differing = keys = keys_differing = 0
-    if len(one) != len(other):
-        raise ValueError(f"deaths of {len(one)} layers cannot be compared with those of {len(other)}")
-    for ours, theirs in zip(one, other, strict=True):
+    if len(first) != len(second):
+        raise ValueError(f"deaths of {len(first)} layers cannot be compared with those of {len(second)}")
+    for ours, theirs in zip(first, second, strict=True):
         if ours is None and theirs is None:
             continue
         if ours is None or theirs is None or ours.shape != theirs.shape:

@@ -130,8 +130,8 @@ def _ask(name: str, kind: str, revision: str | None) -> Contents:
     from huggingface_hub import HfApi
 
     with _explained(name, kind, f"/api/{kind}s/{name}" + (f"/revision/{revision}" if revision else "")):
-        info = _persistently(HfApi().repo_info, name, repo_type=kind, revision=revision, timeout=_TIMEOUT_SECONDS)
-    return Contents(str(info.sha), tuple(file.rfilename for file in info.siblings or ()))
+        repository = _persistently(HfApi().repo_info, name, repo_type=kind, revision=revision, timeout=_TIMEOUT_SECONDS)
+    return Contents(str(repository.sha), tuple(file.rfilename for file in repository.siblings or ()))
 
 
 def _check(path: Path, what: str, pinned: str | None) -> None:
@@ -265,9 +265,9 @@ def _sentence(errors: list[BaseException], name: str, kind: str, path: str) -> s
 
 def shortened(name: str | os.PathLike[str]) -> str:
     """A name as a message can show it, however long it is."""
-    shown = reprlib.Repr()
-    shown.maxstring = 200
-    return shown.repr(str(name))[1:-1]
+    abbreviation = reprlib.Repr()
+    abbreviation.maxstring = 200
+    return abbreviation.repr(str(name))[1:-1]
 
 
 def _what(name: str, kind: str) -> str:

@@ -95,8 +95,8 @@ def windows(text: str, shares: Sequence[float]) -> list[str]:
 
 
 def _paragraph(text: str, start: int) -> int:
-    found = _PARAGRAPH.search(text, start)
-    return found.end() if found and found.end() < len(text) else start
+    paragraph = _PARAGRAPH.search(text, start)
+    return paragraph.end() if paragraph and paragraph.end() < len(text) else start
 
 
 def own(paths: Iterable[str | os.PathLike[str]]) -> list[Named]:

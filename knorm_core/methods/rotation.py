@@ -37,8 +37,8 @@ def rotate(keys: torch.Tensor, by: torch.Tensor, frequencies: torch.Tensor) -> t
     dtype = torch.promote_types(keys.dtype, torch.float32)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     wide = keys.to(dtype)
-    one, other, still = wide[..., :pairs], wide[..., pairs : 2 * pairs], wide[..., 2 * pairs :]
-    return torch.cat([one * cos - other * sin, other * cos + one * sin, still], dim=-1).to(keys.dtype)
+    first, second, still = wide[..., :pairs], wide[..., pairs : 2 * pairs], wide[..., 2 * pairs :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, still], dim=-1).to(keys.dtype)
 
 
 def rotary_frequencies(model: nn.Module) -> torch.Tensor:

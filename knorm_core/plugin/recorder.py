@@ -75,7 +75,7 @@ class Recorder:
         self.tests: dict[str, Test] = {}
         self.unreadable = ""  # why earlier results in the folder could not be read
         self.ledger: Ledger | None = None
-        self.told: list[tuple[str, bool]] = []  # where what was written, and whether that is bad news
+        self.written: list[tuple[str, bool]] = []  # where what was written, and whether that is bad news
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
@@ -125,7 +125,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         results = earlier.updated(recorder.results(session.config, exitstatus))
     recorder.ledger = _judged(results, recorder.tables, session.config.rootpath)
     if report:
-        recorder.told = write(dataclasses.replace(results, verdicts=recorder.ledger.verdicts), report)
+        recorder.written = write(dataclasses.replace(results, verdicts=recorder.ledger.verdicts), report)
 
 
 def _judged(results: Results, own: Sequence[Table], root: Path) -> Ledger:
@@ -150,7 +150,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         recorder.ledger.show(terminalreporter, untested=config.getoption("knorm_claims"))
     if recorder.unreadable:
         terminalreporter.line(f"earlier results were replaced: {recorder.unreadable}", yellow=True)
-    for sentence, bad in recorder.told:
+    for sentence, bad in recorder.written:
         terminalreporter.line(sentence, red=bad)
 
 

@@ -31,13 +31,13 @@ def write(results: Results, folder: str | os.PathLike[str]) -> list[tuple[str, b
     """
     from knorm_core.report import write_report
 
-    told = []
+    written = []
     for name, writer in (
         ("results", lambda: write_results(folder, results)),
         ("report", lambda: write_report(results, folder)),
     ):
         try:
-            told.append((f"{name}: {writer()}", False))
+            written.append((f"{name}: {writer()}", False))
         except Exception as error:
-            told.append((f"{name}: not written, {type(error).__name__}: {error}; the tests' outcome stands", True))
-    return told
+            written.append((f"{name}: not written, {type(error).__name__}: {error}; the tests' outcome stands", True))
+    return written

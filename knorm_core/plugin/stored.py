@@ -21,7 +21,7 @@ from knorm_core.sweeps.cells import Cell, environment, inputs_of
 from knorm_core.sweeps.cluster import ClusterError
 from knorm_core.sweeps.codec import Codec, remember
 from knorm_core.sweeps.outcome import Outcome
-from knorm_core.sweeps.run import run_cells, shown
+from knorm_core.sweeps.run import run_cells, with_progress
 from knorm_core.sweeps.store import Store, StoreWarning, store_of
 
 _TALLY = "knorm_results"
@@ -126,7 +126,7 @@ def run_all(
                     return {outcome.cell: outcome for outcome in coming}
                 with capture.global_and_fixture_disabled():
                     terminal.ensure_newline()
-                    return {outcome.cell: outcome for outcome in shown(coming, len(cells), terminal._tw._file)}
+                    return {outcome.cell: outcome for outcome in with_progress(coming, len(cells), terminal._tw._file)}
         except ClusterError as error:
             sentence = str(error)
         pytest.exit(sentence, pytest.ExitCode.USAGE_ERROR)
@@ -175,7 +175,7 @@ def remembered(
 def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     tallies = [
-        {"path": str(store.path), "found": store.found, "computed": store.computed} for store in config.stash[_stores]
+        {"path": str(store.path), "reused": store.reused, "computed": store.computed} for store in config.stash[_stores]
     ]
     config.stash[_tallies] += tallies
     if hasattr(config, "workeroutput"):
@@ -190,12 +190,12 @@ def pytest_testnodedown(node: Any) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     tallies = config.stash[_tallies]
-    found = sorted(time[:16].replace("T", " ") for tally in tallies for time in tally["found"])
+    reused = sorted(time[:16].replace("T", " ") for tally in tallies for time in tally["reused"])
     computed = sum(tally["computed"] for tally in tallies)
-    if found:
-        when = found[0] if found[0] == found[-1] else f"{found[0]} … {found[-1]}"
+    if reused:
+        when = reused[0] if reused[0] == reused[-1] else f"{reused[0]} … {reused[-1]}"
         terminalreporter.line(
-            f"knorm: {len(found)} of {len(found) + computed} results from the store {tallies[0]['path']}, computed "
+            f"knorm: {len(reused)} of {len(reused) + computed} results from the store {tallies[0]['path']}, computed "
             f"{when} UTC; --knorm-store off computes them anew"
         )
     elif computed:

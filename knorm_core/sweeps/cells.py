@@ -151,7 +151,7 @@ def _plain(name: str, value: Any) -> Any:
     if name == "skip_layers" and all(map(_is_integer, value)):
         return sorted({int(layer) for layer in value})
     if name in ("keep_ratio", "budget") and isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(name, one) for one in value]
+        return [_plain(name, each) for each in value]
     if _is_integer(value) and name != "keep_ratio":
         return int(value)
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
@@ -256,10 +256,10 @@ class Bench:
             folder = model_folder(cell.model)
             here = model_identity(cell.model, folder)
             pairs = (("weights", here.weights, cell.weights), ("a configuration", here.config, cell.config))
-            for what, found, expected in pairs:
-                if found != expected:
+            for what, digest, expected in pairs:
+                if digest != expected:
                     raise ModelNotFoundError(
-                        f"model {cell.model!r} has {what} of SHA-256 {found[:12]}… here, and {expected[:12]}… where "
+                        f"model {cell.model!r} has {what} of SHA-256 {digest[:12]}… here, and {expected[:12]}… where "
                         f"the sweep was made"
                     )
             self._model = (key, load_model(folder, getattr(torch, cell.dtype), cell.device)[0])
@@ -302,13 +302,13 @@ def sweep_cells(
         folder = model_folder(model)
         identity = model_identity(model, folder)
         tokenizer = load_tokenizer(folder)
-        found = {
+        ids_of_text = {
             f"{name}: {text.title}": text.input_ids
             for name in texts
             for text in load_texts(name, tokenizer, max_eval_tokens=max_eval_tokens, text_dir=text_dir)
         }
         cells += [
             Cell(model, *identity, title, input_ids, row, dtype, device)
-            for dtype, (title, input_ids), row in itertools.product(dtypes, found.items(), rows)
+            for dtype, (title, input_ids), row in itertools.product(dtypes, ids_of_text.items(), rows)
         ]
     return cells

@@ -187,9 +187,9 @@ class _Crew:
             elif devices and (why := differences(self.wanted, around[0])):
                 self.refuse(Refused(worker, why))
             else:
-                for device, one in zip(devices, around, strict=True):
-                    if one not in self.environments[device]:
-                        self.environments[device].append(one)
+                for device, there in zip(devices, around, strict=True):
+                    if there not in self.environments[device]:
+                        self.environments[device].append(there)
 
     def refuse(self, refused: Refused) -> None:
         """Give a worker no more cells.

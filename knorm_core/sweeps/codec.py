@@ -43,9 +43,9 @@ def remember(
     """What the store has for these inputs; else computed, and stored. ``name`` is for people."""
     if store is None:
         return compute()
-    found = store.get(name, inputs, decode=codec.of_bytes)
-    if found is not None:
-        return found.value
+    stored = store.get(name, inputs, decode=codec.of_bytes)
+    if stored is not None:
+        return stored.value
     value = compute()
     store.put(name, inputs, *codec.to_bytes(value))
     return value

@@ -46,8 +46,8 @@ def look_up(cell: Cell, store: Store | None, environments: Iterable[Mapping[str,
     """The outcome that is stored for a cell, computed in any of some environments."""
     if store is None or cell.policy_identity is None:
         return None
-    found = store.get(str(cell), *map(cell.inputs, environments), decode=EVALUATION.of_bytes)
-    return None if found is None else Outcome(cell, found.value, stored=found.computed)
+    stored = store.get(str(cell), *map(cell.inputs, environments), decode=EVALUATION.of_bytes)
+    return None if stored is None else Outcome(cell, stored.value, stored=stored.computed)
 
 
 def keep(cell: Cell, store: Store | None, around: Mapping[str, Any], evaluation: Evaluation) -> Outcome:

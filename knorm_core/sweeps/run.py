@@ -56,7 +56,7 @@ def run_cells(
         yield outcome
 
 
-def shown(outcomes: Iterable[Outcome], total: int, file: IO[str]) -> Iterator[Outcome]:
+def with_progress(outcomes: Iterable[Outcome], total: int, file: IO[str]) -> Iterator[Outcome]:
     """Hand outcomes on and show how far they are: a bar on a terminal, elsewhere a line every ten seconds."""
     from rich.console import Console
     from rich.progress import (

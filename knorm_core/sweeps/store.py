@@ -55,7 +55,7 @@ class StoreWarning(UserWarning):
     """Something is wrong with the store; the run goes on, computing what it would have read."""
 
 
-class Found(NamedTuple):
+class Stored(NamedTuple):
     """A stored result and when it was computed (ISO 8601, UTC)."""
 
     value: Any
@@ -70,7 +70,7 @@ class Store:
         fresh: look nothing up, so that everything is computed anew, and replaces what was stored.
 
     Attributes:
-        found: per result that was looked up with success, when it was computed.
+        reused: per result that was looked up with success, when it was computed.
         computed: how many results were handed in, whether or not they could be stored.
     """
 
@@ -78,13 +78,13 @@ class Store:
         self.path = Path(os.path.expanduser(path)).absolute()  # Path's own raises for an unknown ~user
         if self.path.suffix != SUFFIX:  # a damaged store is moved aside: never somebody's other file
             raise ValueError(f"store {str(path)!r}: the name of a store ends in {SUFFIX}")
-        self.found: list[str] = []
+        self.reused: list[str] = []
         self.computed = 0
         self._reads = not fresh
         self._writes = True
         self._checked = False
 
-    def get(self, name: str, *candidates: Inputs, decode: Callable[[Any, bytes], Value]) -> Found | None:
+    def get(self, name: str, *candidates: Inputs, decode: Callable[[Any, bytes], Value]) -> Stored | None:
         """The first of the candidates that is stored whole, decoded; None where none is.
 
         Args:
@@ -93,10 +93,10 @@ class Store:
             decode: makes the value of its facts and its tensors (safetensors).
         """
         for inputs in candidates:
-            found = self._look_up(name, inputs, decode) if self._reads and os.path.exists(self.path) else None
-            if found is not None:
-                self.found.append(found.computed)
-                return found
+            stored = self._look_up(name, inputs, decode) if self._reads and os.path.exists(self.path) else None
+            if stored is not None:
+                self.reused.append(stored.computed)
+                return stored
         return None
 
     def put(self, name: str, inputs: Inputs, facts: Any, tensors: bytes) -> None:
@@ -116,7 +116,7 @@ class Store:
             self._writes = False
             _warn(f"{self.path}: {reason(error)}. Results are not stored from here on; the run goes on")
 
-    def _look_up(self, name: str, inputs: Inputs, decode: Callable[[Any, bytes], Value]) -> Found | None:
+    def _look_up(self, name: str, inputs: Inputs, decode: Callable[[Any, bytes], Value]) -> Stored | None:
         key = sha256(canonical(inputs).encode())
         try:
             row = self._use(
@@ -131,7 +131,7 @@ class Store:
         try:
             if not intact(row):
                 raise DamagedError("its SHA-256 is not that of its content")
-            return Found(decode(json.loads(row[4]), row[5]), row[3].decode())
+            return Stored(decode(json.loads(row[4]), row[5]), row[3].decode())
         except Exception as error:  # whatever a decoder makes of bytes that are not its own
             _warn(f"{self.path}: the entry of {name} is damaged ({reason(error)}): it is computed anew")
             return None

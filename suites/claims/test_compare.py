@@ -117,7 +117,7 @@ def test_a_row_that_only_one_has_is_beyond_tolerance(folders):
 
 def test_tables_without_a_baseline_are_shown_and_not_counted(folders, capsys):
     latency = [table(row(1.0, value), name="m/latency/ttft", baseline=Baseline("none")) for value in (1.0, 2.0)]
-    results = [dataclasses.replace(BEFORE, tables=[one]) for one in latency]
+    results = [dataclasses.replace(BEFORE, tables=[table]) for table in latency]
     assert main(folders(*results)) == 0
     assert "m/latency/ttft" in capsys.readouterr().out
     assert compare(*results).moved[0].beyond_tolerance is None
@@ -162,7 +162,7 @@ def test_the_same_results_have_nothing_to_show(folders, capsys):
 
 def test_it_is_written_as_json_lines_or_markdown_whole(folders, tmp_path, capsys):
     many = [table(*(row(keep, value) for keep in range(30))) for value in (1.0, 2.0)]
-    paths = folders(*(dataclasses.replace(BEFORE, tables=[one]) for one in many))
+    paths = folders(*(dataclasses.replace(BEFORE, tables=[table]) for table in many))
     for name in ("moved.jsonl", "moved.md"):
         assert main([*paths, "--out", str(tmp_path / name)]) == 1
         assert "and 10 more" in capsys.readouterr().out
@@ -180,9 +180,9 @@ def test_names_cannot_inject_markup(folders, tmp_path, capsys):
     name = "[red]m|x/t<script>/ppl"
     results = [dataclasses.replace(BEFORE, tables=[table(row("[bold]", v), name=name)]) for v in (1.0, 2.0)]
     main([*folders(*results), "--out", str(tmp_path / "moved.md")])
-    shown = capsys.readouterr().out
-    assert name in shown
-    assert "[bold]" in shown
+    printed = capsys.readouterr().out
+    assert name in printed
+    assert "[bold]" in printed
     assert "## \\[red\\]m\\|x/t\\<script\\>/ppl" in (tmp_path / "moved.md").read_text()
 
 

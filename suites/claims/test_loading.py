@@ -119,13 +119,13 @@ def test_no_file_holds_a_verdict():
         if isinstance(content, str):
             yield content
         elif not isinstance(content, int | float):
-            for one in content:
-                yield from values(one)
+            for value in content:
+                yield from values(value)
 
     for path in (BASELINES / "claims").glob("*.toml"):
-        found = list(values(tomllib.loads(path.read_text(encoding="utf-8"))))
-        assert len(found) > 100
-        assert not [text for text in found for verdict in VERDICTS if verdict in text.lower()]
+        texts = list(values(tomllib.loads(path.read_text(encoding="utf-8"))))
+        assert len(texts) > 100
+        assert not [text for text in texts for verdict in VERDICTS if verdict in text.lower()]
 
 
 def test_the_tables_of_the_report_are_all_in_the_ledger():

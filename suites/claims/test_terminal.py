@@ -42,7 +42,7 @@ def project(pytester, monkeypatch):
     return lambda *arguments: pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
 
 
-def shown(ledger, on_terminal, monkeypatch, columns, **options):
+def printed(ledger, on_terminal, monkeypatch, columns, **options):
     monkeypatch.setenv("COLUMNS", columns)
     file = io.StringIO()
     terminal = SimpleNamespace(
@@ -60,7 +60,7 @@ def ledger(recorded):
 @pytest.mark.fast
 def test_verdicts_come_with_the_one_figure_by_source_within_80_columns(ledger, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown(ledger, True, monkeypatch, "80")).splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", printed(ledger, True, monkeypatch, "80")).splitlines()
     assert max(map(len, lines)) == 80
     cells = [line.split("│")[1:4] for line in lines if "│" in line]
     claims, verdicts, figures = (re.sub(r"\s+", "", "".join(column)) for column in zip(*cells, strict=True))
@@ -72,7 +72,7 @@ def test_verdicts_come_with_the_one_figure_by_source_within_80_columns(ledger, m
     text = " ".join(lines)
     assert f"{untested} claims not testable here, for want of their tables: --knorm-claims lists them" in text
     assert "tox -e pythia" not in text
-    listed = re.sub(r"[\s│]+", "", shown(ledger, False, monkeypatch, "80", untested=True))
+    listed = re.sub(r"[\s│]+", "", printed(ledger, False, monkeypatch, "80", untested=True))
     assert "Claimsnottestablehere" in listed
     assert "tox-epythia" in listed
     sources = list(dict.fromkeys(verdict.source for verdict in tested))
@@ -88,10 +88,10 @@ def test_verdicts_come_with_the_one_figure_by_source_within_80_columns(ledger, m
 def test_there_is_colour_on_a_terminal_and_none_elsewhere_or_with_no_color(ledger, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    assert COLOUR.search(shown(ledger, True, monkeypatch, "100"))
-    assert "\x1b" not in shown(ledger, False, monkeypatch, "100")
+    assert COLOUR.search(printed(ledger, True, monkeypatch, "100"))
+    assert "\x1b" not in printed(ledger, False, monkeypatch, "100")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not COLOUR.search(shown(ledger, True, monkeypatch, "100"))
+    assert not COLOUR.search(printed(ledger, True, monkeypatch, "100"))
 
 
 @pytest.mark.fast
@@ -105,7 +105,7 @@ def test_a_name_in_square_brackets_is_shown_and_not_taken_for_markup(monkeypatch
     tables = [Table("[red]m/embedded-articles/faults", list(row)[:2], [row])]
     ledger = Ledger.of(Results(tables=tables), tables, BASELINES.parent)
     claims = [dataclasses.replace(verdict, claim=f"[bold]{verdict.claim}") for verdict in ledger.verdicts]
-    text = shown(ledger._replace(verdicts=claims), False, monkeypatch, "200")
+    text = printed(ledger._replace(verdicts=claims), False, monkeypatch, "200")
     assert "[bold]" in text
 
 

@@ -60,8 +60,8 @@ class Decayed(Policy):
     reads = "attention"
 
     def observe(self, state, seen):
-        for one in seen.received.amax(dim=2).unbind(dim=2):
-            state = 0.9 * state + one
+        for received in seen.received.amax(dim=2).unbind(dim=2):
+            state = 0.9 * state + received
         return state
 
     def score(self, seen):

@@ -41,15 +41,15 @@ def test_a_batch_equals_its_texts_one_by_one(family, question, batch):
     model, ids = tiny_model(family), torch.stack([text_for(arguments, length, seed + row) for row in range(batch)])
     together = evaluate_batch(model, ids, **arguments)
     assert len(together) == batch
-    for text, one in zip(ids, together, strict=True):
-        assert_equal(family, one, evaluate(model, text, **arguments))
+    for text, evaluation in zip(ids, together, strict=True):
+        assert_equal(family, evaluation, evaluate(model, text, **arguments))
 
 
 def test_rerotated_survivors_move_in_every_text_of_a_batch():
     model, ids = tiny_model("llama"), texts(3, 80)
     arguments = HALF | {"positions": "rerotated"}
-    for text, one in zip(ids, evaluate_batch(model, ids, **arguments), strict=True):
-        assert_equal("llama", one, evaluate(model, text, **arguments))
+    for text, evaluation in zip(ids, evaluate_batch(model, ids, **arguments), strict=True):
+        assert_equal("llama", evaluation, evaluate(model, text, **arguments))
 
 
 def test_on_a_cpu_short_texts_go_together_and_long_ones_one_by_one(passes):
@@ -67,11 +67,11 @@ def test_what_cannot_go_together_goes_one_by_one_with_the_same_arguments():
     with pytest.warns(SlowFallbackWarning, match="FalconForCausalLM") as said:
         slow = evaluate_batch(tiny_model("falcon"), ids, **HALF)
     assert [warning.filename for warning in said] == [__file__]
-    assert {one.method for one in slow} == {"stepwise"}
+    assert {evaluation.method for evaluation in slow} == {"stepwise"}
     model = tiny_model("gpt_neox")
     for arguments in ({"method": "stepwise"}, {"compressor": l2_compress}):
         results = evaluate_batch(model, ids, **HALF, **arguments)
-        assert [one.method for one in results] == ["stepwise"] * 2
+        assert [evaluation.method for evaluation in results] == ["stepwise"] * 2
         assert torch.equal(results[1].nll, evaluate(model, ids[1], **HALF, method="stepwise").nll)
 
 

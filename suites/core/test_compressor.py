@@ -78,7 +78,9 @@ def test_each_head_and_row_chooses_on_its_own(cache, ratio):
 def test_nothing_is_touched_below_prune_after_in_skipped_layers_or_in_the_input(cache, ratio, prune_after):
     copies = [(keys.clone(), values.clone()) for keys, values in cache]
     after = l2_compress(cache, ratio, prune_after=prune_after, skip_layers=[1])
-    assert all(torch.equal(a, b) for one, two in zip(cache, copies, strict=True) for a, b in zip(one, two, strict=True))
+    assert all(
+        torch.equal(a, b) for pair, copied in zip(cache, copies, strict=True) for a, b in zip(pair, copied, strict=True)
+    )
     assert after[1][0] is cache[1][0]
     if cache[0][0].shape[2] < prune_after:
         assert after[0][0] is cache[0][0]
@@ -121,8 +123,8 @@ def test_bfloat16_keys_are_ranked_by_float32_norms():
 
 
 @given(st.floats(1e-300, 1e300), st.floats(1e-300, 1e300))
-def test_rounded_norms_keep_the_order_and_tie_only_within_16_bits(one, other):
-    low, high = sorted((one, other))
+def test_rounded_norms_keep_the_order_and_tie_only_within_16_bits(first, second):
+    low, high = sorted((first, second))
     ranks = round_norms(torch.tensor([low, high], dtype=torch.float64))
     assert ranks[0] <= ranks[1]
     if high / low > 1 + 2**-15:

@@ -48,7 +48,7 @@ def of_one_row(past, keep_ratio, prune_after, skip_layers=()):
     short = [
         pair if pair[0].shape[1] < prune_after else by_norm(pair[0][None], pair[1][None], keep_ratio) for pair in rows
     ]
-    return [tuple(one.view(1, *one.shape[-3:]) for one in pair) for pair in short]
+    return [tuple(part.view(1, *part.shape[-3:]) for part in pair) for pair in short]
 
 
 SHAPES = [
@@ -59,7 +59,9 @@ SHAPES = [
     as_compressor(over_pairs),
     on_dynamic_cache(in_place),
 ]
-shapes = pytest.mark.parametrize("compressor", SHAPES, ids=lambda one: getattr(one, "__name__", f"adapted {one!r}"))
+shapes = pytest.mark.parametrize(
+    "compressor", SHAPES, ids=lambda compressor: getattr(compressor, "__name__", f"adapted {compressor!r}")
+)
 
 
 @shapes

@@ -35,8 +35,8 @@ def test_kept_count_is_the_least_integer_not_below_ratio_times_length(length, ra
 
 
 @given(st.integers(1, 2000), ratios, ratios)
-def test_kept_count_grows_with_ratio_and_length(length, one, other):
-    low, high = sorted((one, other))
+def test_kept_count_grows_with_ratio_and_length(length, first, second):
+    low, high = sorted((first, second))
     assert kept_count(length, low) <= kept_count(length, high)
     assert kept_count(length, low) <= kept_count(length + 1, low) <= kept_count(length, low) + 1
 

@@ -283,8 +283,8 @@ def test_each_head_turns_by_positions_of_its_own_in_the_precision_of_its_keys():
             assert torch.equal(turned[row, head], rotate(keys[row, head], by[row, head], frequencies))
     # Angles are taken in float64, since positions are large, and all else in float32.
     angles = by.double().unsqueeze(-1) * frequencies
-    cos, sin, one, other = angles.cos().float(), angles.sin().float(), keys[..., :2], keys[..., 2:]
-    assert torch.equal(turned, torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1))
+    cos, sin, first, second = angles.cos().float(), angles.sin().float(), keys[..., :2], keys[..., 2:]
+    assert torch.equal(turned, torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
 
 
 def test_after_a_single_eviction_survivors_stay():

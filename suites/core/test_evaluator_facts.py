@@ -65,10 +65,10 @@ def test_changing_a_later_token_never_changes_an_earlier_loss(family, method, po
     changed = ids.clone()
     changed[60:] = (changed[60:] + 1) % VOCABULARY
     arguments = {"keep_ratio": 0.4, "prune_after": 40, "positions": positions, "method": method}
-    one, other = evaluate(model, ids, **arguments).nll, evaluate(model, changed, **arguments).nll
+    before, after = evaluate(model, ids, **arguments).nll, evaluate(model, changed, **arguments).nll
     seen = 59 - 40  # losses of tokens 41 … 59
-    torch.testing.assert_close(one[:seen], other[:seen], rtol=0, atol=1e-10 if family == "gpt_neox" else 1e-5)
-    assert not torch.allclose(one[seen:], other[seen:], atol=1e-3)
+    torch.testing.assert_close(before[:seen], after[:seen], rtol=0, atol=1e-10 if family == "gpt_neox" else 1e-5)
+    assert not torch.allclose(before[seen:], after[seen:], atol=1e-3)
 
 
 def test_the_audit_is_what_the_cache_lengths_were():

@@ -179,9 +179,9 @@ def test_a_tuple_gives_a_tuple_and_a_list_a_list():
 
 
 def test_norms_round_to_the_nearest_of_16_bits():
-    one = 1023 << 15  # the exponent of 1.0, and 15 bits after it
+    bits_of_1 = 1023 << 15  # the exponent of 1.0, and 15 bits after it
     norms = torch.tensor([1.0, 1 + 2**-16 - 2**-52, 1 + 2**-16, 1 + 2**-15, 2.0], dtype=torch.float64)
-    assert round_norms(norms).tolist() == [one, one, one + 1, one + 1, one + (1 << 15)]
+    assert round_norms(norms).tolist() == [bits_of_1, bits_of_1, bits_of_1 + 1, bits_of_1 + 1, bits_of_1 + (1 << 15)]
 
 
 def test_norms_are_float32_except_for_float64_keys():
@@ -227,9 +227,9 @@ def test_tensors_are_made_where_the_keys_are_whatever_the_default_device():
     expected = everything()
     with torch.device("meta"):
         made = everything()
-    for one, other in zip(expected, made, strict=True):
-        assert other.device.type == "cpu"
-        assert torch.equal(one, other)
+    for here, there in zip(expected, made, strict=True):
+        assert there.device.type == "cpu"
+        assert torch.equal(here, there)
 
 
 def test_the_token_fed_at_the_step_of_a_death_no_longer_sees_the_key():

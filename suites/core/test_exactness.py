@@ -22,6 +22,6 @@ def test_every_policy_and_family_agrees_with_a_real_cache(family, data):
     positions = ("absolute", "cache", "rerotated") if rotates else ("absolute", "cache")
     length, seed, arguments = data.draw(questions(longest=97, positions=positions, by_layer="gemma" not in family))
     model, ids = tiny_model(family), text_for(arguments, length, seed)
-    one = evaluate(model, ids, **arguments)
-    assert one.method == "onepass"
-    assert_equal(family, one, evaluate(model, ids, method="stepwise", **arguments))
+    evaluation = evaluate(model, ids, **arguments)
+    assert evaluation.method == "onepass"
+    assert_equal(family, evaluation, evaluate(model, ids, method="stepwise", **arguments))

@@ -54,9 +54,9 @@ def test_one_pass_equals_stepwise(family, question):
     model, ids = tiny_model(family), text_for(arguments, length, seed)
     if {0, 1, 2} - set(arguments["skip_layers"]) <= {i for i, k in enumerate(kinds(family)) if k == SLIDING}:
         arguments["skip_layers"] = ()
-    one = evaluate(model, ids, **arguments)
-    assert one.method == "onepass"
-    assert_equal(family, one, evaluate(model, ids, method="stepwise", **arguments))
+    evaluation = evaluate(model, ids, **arguments)
+    assert evaluation.method == "onepass"
+    assert_equal(family, evaluation, evaluate(model, ids, method="stepwise", **arguments))
 
 
 def kinds(family):
@@ -104,7 +104,7 @@ def test_gemma_3_with_eyes_is_evaluated_by_its_language_part():
     model.lm_head.load_state_dict(language.lm_head.state_dict())
     ids = random_ids(60)
     for method in ("onepass", "stepwise"):
-        seeing, blind = (evaluate(one, ids, method=method, **HALF) for one in (model, language))
+        seeing, blind = (evaluate(each, ids, method=method, **HALF) for each in (model, language))
         assert seeing.method == method
         assert seeing.sliding_layers == (0, 1)
         torch.testing.assert_close(seeing.nll, blind.nll, rtol=0, atol=1e-10)
@@ -162,11 +162,11 @@ def by_masks(window, positions):
                 alive = []
                 for step in range(n):
                     if step >= 40 and len(alive) >= 40:
-                        order = sorted(alive, key=lambda one: (round(float(norms[one]), 6), one))
+                        order = sorted(alive, key=lambda token: (round(float(norms[token]), 6), token))
                         alive = sorted(order[:20])
                     alive.append(step)
                     seen[head, step] &= torch.isin(born, torch.tensor(alive))
-        key, value, seen = (one.repeat_interleave(2, dim=-3) for one in (key, value, seen))
+        key, value, seen = (each.repeat_interleave(2, dim=-3) for each in (key, value, seen))
         scores = (query @ key.mT * scaling).masked_fill(~seen, -torch.inf)
         return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
 
@@ -232,9 +232,9 @@ def test_attention_beside_a_models_own_sinks_is_what_its_eager_code_gives():
 
 def test_a_text_within_the_first_rotary_table_needs_no_fallback():
     model, ids = tiny_model("phi3_longrope"), random_ids(49)
-    one = evaluate(model, ids, keep_ratio=0.5)
-    assert one.method == "onepass"
-    assert_equal("phi3", one, evaluate(model, ids, keep_ratio=0.5, method="stepwise"))
+    evaluation = evaluate(model, ids, keep_ratio=0.5)
+    assert evaluation.method == "onepass"
+    assert_equal("phi3", evaluation, evaluate(model, ids, keep_ratio=0.5, method="stepwise"))
     # Positions from the cache length stay within it on a longer text.
     assert evaluate(model, random_ids(60), keep_ratio=0.5, positions="cache", prune_after=32).method == "onepass"
 

@@ -220,8 +220,8 @@ def test_the_form_of_a_models_answers_is_made_the_same(name, folder):
     expected = evaluate(load_model(folder)[0], random_ids(60), keep_ratio=0.5, prune_after=40).nll
     change(folder, **{name: False}, output_hidden_states=True, output_attentions=True)
     for method in ("onepass", "stepwise"):
-        found = evaluate(load_model(folder)[0], random_ids(60), keep_ratio=0.5, prune_after=40, method=method).nll
-        assert torch.allclose(found, expected, rtol=1e-6)
+        nll = evaluate(load_model(folder)[0], random_ids(60), keep_ratio=0.5, prune_after=40, method=method).nll
+        assert torch.allclose(nll, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

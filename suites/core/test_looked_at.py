@@ -52,10 +52,10 @@ def assert_whole_text_is_its_own_forward(model, ids, atol=1e-5):
 
 
 def assert_methods_agree(model, ids, atol=1e-5):
-    one, other = evaluate(model, ids, **HALF), evaluate(model, ids, method="stepwise", **HALF)
-    assert (one.method, other.method) == ("onepass", "stepwise")
-    torch.testing.assert_close(one.nll, other.nll, rtol=0, atol=atol)
-    return one
+    onepass, stepwise = evaluate(model, ids, **HALF), evaluate(model, ids, method="stepwise", **HALF)
+    assert (onepass.method, stepwise.method) == ("onepass", "stepwise")
+    torch.testing.assert_close(onepass.nll, stepwise.nll, rtol=0, atol=atol)
+    return onepass
 
 
 # --- what is served rightly though the model says otherwise

@@ -19,12 +19,12 @@ PER_TOKEN = dict.fromkeys(("gpt_neox", "gpt2", "opt"), 1e-10)
 RMSNORM_PER_TOKEN, RMSNORM_PPL = 1e-5, 1e-6
 
 
-def assert_equal(family, one, other):
-    apart = float((one.nll - other.nll).abs().max())
+def assert_equal(family, first, second):
+    apart = float((first.nll - second.nll).abs().max())
     assert apart <= PER_TOKEN.get(family, RMSNORM_PER_TOKEN)
-    assert one.ppl == pytest.approx(other.ppl, rel=PER_TOKEN.get(family, RMSNORM_PPL))
-    assert one.evictions == other.evictions
-    assert (one.mean_cache, one.peak_cache) == (other.mean_cache, other.peak_cache)
+    assert first.ppl == pytest.approx(second.ppl, rel=PER_TOKEN.get(family, RMSNORM_PPL))
+    assert first.evictions == second.evictions
+    assert (first.mean_cache, first.peak_cache) == (second.mean_cache, second.peak_cache)
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "qwen3"])
@@ -33,8 +33,8 @@ def assert_equal(family, one, other):
 def test_one_pass_equals_stepwise(family, question):
     length, seed, arguments = question
     model, ids = tiny_model(family), text_for(arguments, length, seed)
-    one = evaluate(model, ids, **arguments)
-    assert_equal(family, one, evaluate(model, ids, method="stepwise", **arguments))
+    evaluation = evaluate(model, ids, **arguments)
+    assert_equal(family, evaluation, evaluate(model, ids, method="stepwise", **arguments))
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])
@@ -43,9 +43,9 @@ def test_one_pass_equals_stepwise(family, question):
 def test_policies_that_look_at_the_cache_are_played_forward_exactly(family, question):
     length, seed, arguments = question
     model, ids = tiny_model(family), text_for(arguments, length, seed)
-    one = evaluate(model, ids, **arguments)
-    assert one.method == "onepass"
-    assert_equal(family, one, evaluate(model, ids, method="stepwise", **arguments))
+    evaluation = evaluate(model, ids, **arguments)
+    assert evaluation.method == "onepass"
+    assert_equal(family, evaluation, evaluate(model, ids, method="stepwise", **arguments))
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "qwen3"])
@@ -64,8 +64,8 @@ def test_blocks_longer_and_shorter_than_the_sawtooth_agree_with_stepwise():
     # More than two blocks of queries in phase 2, with evictions inside, across and at the edges of blocks.
     model, ids = tiny_model("gpt_neox"), random_ids(380, 2)
     for ratio in (0.99, 0.5):
-        one = evaluate(model, ids, keep_ratio=ratio, prune_after=100)
-        assert_equal("gpt_neox", one, evaluate(model, ids, keep_ratio=ratio, prune_after=100, method="stepwise"))
+        evaluation = evaluate(model, ids, keep_ratio=ratio, prune_after=100)
+        assert_equal("gpt_neox", evaluation, evaluate(model, ids, keep_ratio=ratio, prune_after=100, method="stepwise"))
 
 
 def test_models_that_show_nothing_would_prove_nothing():

@@ -54,7 +54,7 @@ def scores_one_by_one(policy, q, k, v, alive, received, fed):
             for h in range(kv_heads):
                 unit = [k[h, key] / k[h, key].norm() for key in alive[h]]
                 anchor = sum(unit) / len(unit)
-                result.append([-float(one @ anchor / anchor.norm()) for one in unit])
+                result.append([-float(direction @ anchor / anchor.norm()) for direction in unit])
             return result
     raise AssertionError(policy)
 
@@ -63,10 +63,10 @@ def attend(query, keys, scale, softcap):
     """Weights of one query over a list of keys."""
     products = [float(query @ key) * scale for key in keys]
     if softcap is not None:
-        products = [softcap * math.tanh(one / softcap) for one in products]
+        products = [softcap * math.tanh(product / softcap) for product in products]
     top = max(products)
-    weights = [math.exp(one - top) for one in products]
-    return [one / sum(weights) for one in weights]
+    weights = [math.exp(product - top) for product in products]
+    return [weight / sum(weights) for weight in weights]
 
 
 def observed_scores(policy, q, k, alive, fed, scale, softcap):
@@ -124,7 +124,7 @@ def fed_one_by_one(policy, query, key, value, schedule, protection, scale, softc
                     assert count <= len(free)
                     for i in free[len(free) - count :]:
                         deaths[row, h, alive[h][i]] = token
-                    alive[h] = [one for one in alive[h] if deaths[row, h, one] == NEVER]
+                    alive[h] = [born for born in alive[h] if deaths[row, h, born] == NEVER]
                     if move is not None:
                         born = torch.tensor(alive[h])
                         k[h, born] = move(key[row, h, born][None, None], born[None, None])[0, 0]
@@ -132,11 +132,11 @@ def fed_one_by_one(policy, query, key, value, schedule, protection, scale, softc
                 alive[h].append(token)
                 received[h][token] = {}
                 per_head = [
-                    attend(q[h * group + g, token], [k[h, one] for one in alive[h]], scale, softcap)
+                    attend(q[h * group + g, token], [k[h, born] for born in alive[h]], scale, softcap)
                     for g in range(group)
                 ]
-                for one, weights in zip(alive[h], zip(*per_head, strict=True), strict=True):
-                    received[h][one][token] = weights
+                for born, weights in zip(alive[h], zip(*per_head, strict=True), strict=True):
+                    received[h][born][token] = weights
     return deaths
 
 

@@ -189,7 +189,7 @@ def built(family: str, config: Any, dtype: torch.dtype = torch.float64, seed: in
     if hasattr(config, "_experts_implementation"):
         config._experts_implementation = "eager"
     with torch.device("meta"):
-        size = sum(one.numel() for one in model_class(family)._from_config(config).parameters())
+        size = sum(parameter.numel() for parameter in model_class(family)._from_config(config).parameters())
     if size > LARGEST:
         raise NotTinyError(f"{size} parameters")
     with torch.random.fork_rng(devices=[]):

@@ -36,13 +36,13 @@ def stepwise_logits(model, ids, start, keep_ratio):
 @pytest.mark.parametrize(("family", "ratio"), [("gpt_neox", 0.9), ("llama", 0.3)])
 def test_it_is_the_divergence_of_stepwise_logits(family, ratio):
     model, ids, start = tiny_model(family), random_ids(66, 1), 32
-    [found] = divergence(model, ids, {ratio: {"keep_ratio": ratio, "prune_after": start}}).values()
+    [measured] = divergence(model, ids, {ratio: {"keep_ratio": ratio, "prune_after": start}}).values()
     p, q = (stepwise_logits(model, ids, start, r).log_softmax(-1) for r in (1.0, ratio))
-    torch.testing.assert_close(found.kl, kl_div(q, p, reduction="none", log_target=True).sum(-1), atol=1e-5, rtol=0)
-    assert torch.equal(found.same_top, p.argmax(-1) == q.argmax(-1))
+    torch.testing.assert_close(measured.kl, kl_div(q, p, reduction="none", log_target=True).sum(-1), atol=1e-5, rtol=0)
+    assert torch.equal(measured.same_top, p.argmax(-1) == q.argmax(-1))
     plain = evaluate(model, ids, keep_ratio=ratio, prune_after=start)
-    torch.testing.assert_close(found.evaluation.nll, plain.nll, atol=1e-5, rtol=0)
-    assert found.evaluation.evictions == plain.evictions
+    torch.testing.assert_close(measured.evaluation.nll, plain.nll, atol=1e-5, rtol=0)
+    assert measured.evaluation.evictions == plain.evictions
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,10 +115,10 @@ def test_the_callers_model_keeps_its_body():
 
 
 def test_summary_pools_tokens_not_texts():
-    def found(kl, same):
+    def of(kl, same):
         return Divergence(None, torch.tensor(kl, dtype=torch.float64), torch.tensor(same))
 
-    pooled = summary([found([0.0, 1.0], [True, True]), found([2.0, 3.0, 4.0], [False, True, False])])
+    pooled = summary([of([0.0, 1.0], [True, True]), of([2.0, 3.0, 4.0], [False, True, False])])
     assert (pooled.mean, pooled.median, pooled.top1_agreement) == (2.0, 2.0, 0.6)
     assert pooled.p99 == pytest.approx(3.96)
 

@@ -162,13 +162,13 @@ def test_a_change_as_large_as_the_detectable_one_is_told_from_none_four_times_of
     tables, between = 200, 0.1
     detectable = [math.log(detectable_change(*varied(16, seed, between))) for seed in range(tables)]
     effect = float(np.mean(detectable))
-    told = 0
+    detected = 0
     for seed in range(tables):
         rows, base = varied(16, seed, between)
         rows = [evaluation(row.nll - 0.1 + effect) for row in rows]
-        told += perplexity_ratio(rows, base, resamples=999).low > 1
+        detected += perplexity_ratio(rows, base, resamples=999).low > 1
     low, high = binom.interval(0.999, tables, 0.8)
-    assert low <= told <= high
+    assert low <= detected <= high
 
 
 def test_too_few_texts_detect_nothing_and_a_table_of_them_says_so():

@@ -49,13 +49,13 @@ def test_what_cannot_be_compared_is_refused():
 def test_the_deaths_are_those_of_the_evaluation():
     model, ids = tiny_model("llama"), random_ids(100)
     row = {"keep_ratio": 0.5, "prune_after": 40, "skip_layers": (1,)}
-    [found] = evaluate_choices(model, ids, {"row": row}).values()
+    [choices] = evaluate_choices(model, ids, {"row": row}).values()
     alone = evaluate(model, ids, **row)
-    assert float((found.evaluation.nll - alone.nll).abs().max()) < 1e-5
-    assert found.deaths[1] is None
+    assert float((choices.evaluation.nll - alone.nll).abs().max()) < 1e-5
+    assert choices.deaths[1] is None
     for layer in (0, 2):
         for step, before, after in alone.evictions[layer]:
-            assert ((found.deaths[layer] == step).sum(dim=-1) == before - after).all()
+            assert ((choices.deaths[layer] == step).sum(dim=-1) == before - after).all()
 
 
 @pytest.mark.fast

@@ -80,8 +80,8 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     there = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
     here = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and tensor.dim() > 0]
     if there and here and operator not in _COPY and not (operator in _INDEX and isinstance(args[0], Elsewhere)):
-        found = ", ".join(f"{tuple(tensor.shape)} on {tensor.device}" for tensor in tensors)
-        raise RuntimeError(f"{operator} expects all tensors to be on the same device, but found {found}")
+        devices = ", ".join(f"{tuple(tensor.shape)} on {tensor.device}" for tensor in tensors)
+        raise RuntimeError(f"{operator} expects all tensors to be on the same device, but found {devices}")
     if operator is _aten._copy_from.default:
         source, target = args[:2]
         _host(target).copy_(_host(source))

@@ -195,9 +195,9 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(asked, name, file, sour
         f"ModelNotFoundError: {file} of model '{name}' has SHA-256 [0-9a-f]{{64}}, not the {source} [0-9a-f]{{64}}: "
         "it is not the file that it should be, so delete (.*) and run again"
     )
-    found = re.fullmatch(pattern, answers[name])
-    assert found
-    assert Path(found[1]).parent.name == "blobs"
+    refused = re.fullmatch(pattern, answers[name])
+    assert refused
+    assert Path(refused[1]).parent.name == "blobs"
 
 
 def test_no_weights_are_downloaded_of_what_is_refused_for_its_form(asked):

@@ -60,9 +60,9 @@ class Process:
     def end(self) -> tuple[int, list[int]]:
         """Wait for its end: the exit status (−9 for killed), and all that it told."""
         with os.fdopen(self._read, "rb") as pipe:
-            told = pipe.read()
+            sent = pipe.read()
         _, status = os.waitpid(self.pid, 0)
-        numbers = [int.from_bytes(told[at : at + 4], "little") for at in range(0, len(told), 4)]
+        numbers = [int.from_bytes(sent[at : at + 4], "little") for at in range(0, len(sent), 4)]
         return os.waitstatus_to_exitcode(status), numbers
 
 

@@ -68,7 +68,7 @@ def for_every_change(content: bytes, examples: int, check: Callable[[bytes], Any
 
 def refusal(action: Callable[[], Any]) -> Exception | None:
     """The exception that the action ends with, or None; a crash, a hang, and a want of memory are failures."""
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as answer:
 
         def run(_: Callable[[int], Any]) -> None:
             with open("/proc/self/statm") as statm:
@@ -86,14 +86,14 @@ def refusal(action: Callable[[], Any]) -> Exception | None:
                 sent = pickle.dumps(result)
             except Exception as error:  # of whatever kind: it is told, where the child would end without a word
                 sent = pickle.dumps(RuntimeError(f"{result!r} cannot be sent: {error!r}"))
-            told.write(sent)
-            told.flush()
+            answer.write(sent)
+            answer.flush()
 
         status, _ = Process(run).end()
         assert status != -signal.SIGALRM, f"not through after {SECONDS} seconds"
         assert status == 0, f"the process ended with status {status}: it crashed, or wanted more than {MEMORY} bytes"
-        told.seek(0)
-        error = pickle.load(told)
+        answer.seek(0)
+        error = pickle.load(answer)
     chain = error
     while chain is not None:
         assert not isinstance(chain, MemoryError), f"it wanted more than {MEMORY} bytes: {error!r}"

@@ -95,9 +95,9 @@ def test_a_changed_tokenizer_is_refused_or_works(folder, loaded):
 @few_and_many
 def test_a_changed_package_is_refused_before_anything_parses_it(examples, tmp_path, monkeypatch):
     path = write_gguf(tmp_path / embedded_model._GGUF)
-    found = importlib.metadata.PackagePath(path)
-    found.dist = importlib.metadata.distribution("pytest")
-    monkeypatch.setattr(embedded_model.importlib.metadata, "files", lambda package: [found])
+    packaged = importlib.metadata.PackagePath(path)
+    packaged.dist = importlib.metadata.distribution("pytest")
+    monkeypatch.setattr(embedded_model.importlib.metadata, "files", lambda package: [packaged])
     monkeypatch.setattr(embedded_model, "_convert", lambda *_: pytest.fail("parsed"))
     monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "cache"))
 
@@ -179,19 +179,19 @@ def repeated(value, rows):
 
 def hostile_parquet():
     """What is wrong, and a file with it."""
-    rows, one = 20_000, {"short_book_title": ["title"]}
+    rows, title = 20_000, {"short_book_title": ["title"]}
     yield (
         "fifty kilobytes that stand for 20 GB",
         parquet({"text": repeated("x" * (1 << 20), rows), "short_book_title": repeated("t", rows)}),
     )
     yield (
         "pages that decompress to 1.3 GB",
-        parquet({"text": ["x" * (1 << 26)], **one}, times=20, compression="zstd", use_dictionary=False),
+        parquet({"text": ["x" * (1 << 26)], **title}, times=20, compression="zstd", use_dictionary=False),
     )
-    yield "a row without text", parquet({"text": pyarrow.array([None], pyarrow.string()), **one})
-    yield "numbers", parquet({"text": [1], **one})
-    yield "lists", parquet({"text": [["a"]], **one})
-    yield "bytes that are not UTF-8", parquet({"text": pyarrow.array([b"\xff\xfe"]).view(pyarrow.string()), **one})
+    yield "a row without text", parquet({"text": pyarrow.array([None], pyarrow.string()), **title})
+    yield "numbers", parquet({"text": [1], **title})
+    yield "lists", parquet({"text": [["a"]], **title})
+    yield "bytes that are not UTF-8", parquet({"text": pyarrow.array([b"\xff\xfe"]).view(pyarrow.string()), **title})
     yield "no such column", parquet({"text": ["text"]})
     # The number of rows, 2 in the footer as a variable-length integer, becomes 2**62.
     footer = BOOKS.rindex(b"schema")

@@ -47,8 +47,8 @@ def put(store, number):
 
 
 def get(store, number):
-    found = store.get(f"number {number}", inputs(number), decode=lambda facts, tensors: (facts, tensors))
-    return None if found is None else found.value
+    stored = store.get(f"number {number}", inputs(number), decode=lambda facts, tensors: (facts, tensors))
+    return None if stored is None else stored.value
 
 
 @pytest.mark.parametrize("rounds", [pytest.param(2, marks=few), pytest.param(60, marks=many)])
@@ -71,7 +71,7 @@ def test_what_two_writers_had_stored_is_whole_after_each_is_killed(rounds, tmp_p
             writer.kill(after=moments.uniform(0, 0.08))
         ended = [writer.end() for writer in writers]
         assert {status for status, _ in ended} == {-signal.SIGKILL}
-        stored |= {number for _, told in ended for number in told}
+        stored |= {number for _, written in ended for number in written}
         store = Store(path)  # any StoreWarning would be an error
         assert all(get(store, number) == content(number) for number in stored if number >= first)
     assert len(stored) >= rounds
@@ -222,9 +222,9 @@ def regenerate(folder, value, **options):
 
 def value_after_next_run(folder, made):
     """Which of the two values all baselines are those of, once somebody has run pytest, without a flag."""
-    status, [told] = run_pytest(folder, VALUE="20").end()
+    status, [status_of_pytest] = run_pytest(folder, VALUE="20").end()
     assert status == 0
-    value = 20 if told == pytest.ExitCode.OK else 21
+    value = 20 if status_of_pytest == pytest.ExitCode.OK else 21
     files = read_files(folder / "baselines")
     assert {name: text for name, text in files.items() if not name.startswith(".staging")} == made[value]
     return value

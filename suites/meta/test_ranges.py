@@ -44,8 +44,11 @@ def ranges():
     """Every dependency that a tox environment installs with the package: those of its extras too."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = tox().get("testenv", "extras", fallback="").split()
-    listed = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
-    return {canonicalize_name(one.name): one.specifier for one in map(Requirement, listed)}
+    listed = [
+        *project["dependencies"],
+        *(requirement for extra in extras for requirement in project["optional-dependencies"][extra]),
+    ]
+    return {canonicalize_name(requirement.name): requirement.specifier for requirement in map(Requirement, listed)}
 
 
 def test_every_constraint_file_is_of_a_tox_environment():
@@ -61,7 +64,8 @@ def test_every_pin_lies_within_its_range(path):
 
 def test_every_lower_bound_is_what_the_oldest_environment_installs():
     lowest = {
-        name: next(one.version for one in specifier if one.operator == ">=") for name, specifier in ranges().items()
+        name: next(bound.version for bound in specifier if bound.operator == ">=")
+        for name, specifier in ranges().items()
     }
     installed = pins(constraints_of("fast-oldest"))
     assert {name: Version(installed[name]) for name in lowest} == {name: Version(low) for name, low in lowest.items()}
@@ -88,12 +92,12 @@ def test_what_is_installed_lies_within_the_ranges():
 
 
 def test_what_is_installed_is_what_pip_was_told():
-    told = os.environ.get("PIP_CONSTRAINT", "")
-    if not Path(told).is_file():
+    constraints = os.environ.get("PIP_CONSTRAINT", "")
+    if not Path(constraints).is_file():
         pytest.skip("PIP_CONSTRAINT names no file: not a tox environment, or the one with the newest of everything")
     other = {
         name: importlib.metadata.version(name)
-        for name, pin in pins(Path(told)).items()
+        for name, pin in pins(Path(constraints)).items()
         if name in ranges() and Version(importlib.metadata.version(name)).public != pin
     }
     assert not other

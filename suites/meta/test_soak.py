@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 def test_growth_after_the_settled_run_is_found_and_steps_before_it_are_not():
     settling = [1500 * MIB, 1700 * MIB, 1800 * MIB, 1850 * MIB]
     assert not _growth([*settling, *[1900 * MIB] * 16])
-    [found] = _growth([*settling, *(1900 * MIB + 3 * GROWTH * run for run in range(16))])
-    assert found == "memory grows by 3.00 ± 0.00 MiB a run"
+    [growth] = _growth([*settling, *(1900 * MIB + 3 * GROWTH * run for run in range(16))])
+    assert growth == "memory grows by 3.00 ± 0.00 MiB a run"
     assert _growth([*settling, *(1900 * MIB + GROWTH * 3 // 2 * run for run in range(16))])
     assert not _growth([*settling, *(1900 * MIB + GROWTH // 2 * run for run in range(16))])
 

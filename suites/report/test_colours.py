@@ -26,9 +26,9 @@ def linear(colour):
     return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
-def contrast(one, other):
+def contrast(first, second):
     """WCAG 2's contrast ratio."""
-    light, dark = sorted((float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (one, other)), reverse=True)
+    light, dark = sorted((float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (first, second)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -51,8 +51,8 @@ def test_text_reads_and_marks_are_seen(theme):
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
 def test_the_first_three_series_are_told_apart_by_colour_and_all_by_marker_and_line(theme, deficiency):
     seen = {name: lab(np.array(DEFICIENCIES[deficiency]) @ linear(theme[name])) for name in list(SERIES)[:3]}
-    for one, other in combinations(seen, 2):
-        assert np.linalg.norm(seen[one] - seen[other]) > 15, (one, other)
+    for first, second in combinations(seen, 2):
+        assert np.linalg.norm(seen[first] - seen[second]) > 15, (first, second)
     assert (
         len({marker for marker, _ in SERIES.values()}) == len({str(line) for _, line in SERIES.values()}) == len(SERIES)
     )

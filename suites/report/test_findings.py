@@ -91,10 +91,10 @@ def test_the_sawtooth_counts_its_teeth():
 
 def test_controls_say_where_low_norm_wins():
     def rows(low, random, sinks):
-        found = [("low_norm", 0, low), ("random", "mean", random), ("random", 0, 1.0), ("newest_4_sinks", 0, sinks)]
+        policies = [("low_norm", 0, low), ("random", "mean", random), ("random", 0, 1.0), ("newest_4_sinks", 0, sinks)]
         return [
             {"policy": policy, "seed": seed, "keep_ratio": keep, "positions": "absolute", "ppl": ppl}
-            for policy, seed, by_keep in found
+            for policy, seed, by_keep in policies
             for keep, ppl in zip((0.9, 0.1), by_keep if isinstance(by_keep, list) else [by_keep] * 2, strict=True)
         ]
 
@@ -118,10 +118,10 @@ def test_norm_against_attention_counts_heads_and_names_layers():
 
 
 def test_pass_keys_are_counted_by_keep_ratio():
-    def rows(when, found, of=10):
+    def rows(when, matches_by_keep, of=10):
         return [
             {"when": when, "keep_ratio": keep, "skip_layers": "()", "matches": matches, "of": of}
-            for keep, matches in found.items()
+            for keep, matches in matches_by_keep.items()
         ]
 
     tables = [

@@ -90,7 +90,7 @@ def drawn(prefix: str, text: str, made_from: dict[str, Any]) -> list[Table]:
             for dtype in ("float64", text)
         ],
     }
-    return [Table(f"{prefix}/{what}", ["keep_ratio"], found, made_from) for what, found in rows.items()]
+    return [Table(f"{prefix}/{what}", ["keep_ratio"], columns, made_from) for what, columns in rows.items()]
 
 
 def shape(page: str) -> list[tuple[str, list[str]]]:
@@ -126,7 +126,7 @@ def test_text_within_a_drawing_stays_text(texts):
     assert {element.tag for element in elements} <= {"svg", "g", "defs", "path", "use", "text", "clippath", "rect"}
     assert not [name for element in elements for name in element.attributes if name.startswith("on")]
     assert elements[0].attributes["aria-label"] == plain("".join(texts))
-    drawn = [unescape(found) for found in re.findall(r"<text[^>]*>([^<]*)</text>", drawing)]
+    drawn = [unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", drawing)]
     assert drawn == [plain(text) for text in texts if plain(text)]
 
 

@@ -125,7 +125,7 @@ def test_a_section_without_data_names_the_command_that_makes_it():
 
 
 @pytest.mark.parametrize(
-    ("typed", "command", "shown"),
+    ("typed", "command", "expected"),
     [
         ("pytest -m repro --knorm-model my/model -n 2", "tox", "tox -- --knorm-model my/model"),
         ("pytest --knorm-dtype=float32", "tox -e slow", "tox -e slow -- --knorm-dtype=float32"),
@@ -135,9 +135,9 @@ def test_a_section_without_data_names_the_command_that_makes_it():
         ("pytest", "tox", "tox"),
     ],
 )
-def test_commands_that_make_what_is_missing_have_the_options_of_the_run(typed, command, shown):
+def test_commands_that_make_what_is_missing_have_the_options_of_the_run(typed, command, expected):
     run = Run("r", "", 1.0, typed, 0, {}, {}, {})
-    assert with_options(command, Results([run])) == shown
+    assert with_options(command, Results([run])) == expected
     assert typed == "pytest" or f"<code>{escape(with_options('tox', Results([run])))}</code>" in render(Results([run]))
 
 
@@ -175,8 +175,8 @@ def test_a_theme_reaches_every_colour_of_a_drawing_that_is_its_own():
 
 
 def test_the_same_drawing_is_the_same_text():
-    one, other = (draw("x", lambda ax: ax.plot([1, 2], marker="o"), alt="", height=1) for _ in range(2))
-    assert one == other
+    first, second = (draw("x", lambda ax: ax.plot([1, 2], marker="o"), alt="", height=1) for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_the_table_matches_the_baseline(breadth_set, name, rows, evaluations_of,
     compressed = {f"{row.name} at keep {row.keep_ratio}": evaluations[row] for row in rows if row != UNCOMPRESSED}
     show_table(
         f"{name}, {breadth_set} ({len(evaluations[UNCOMPRESSED])} texts), 512 tokens, float32",
-        [shown(row, columns) for row, columns in zip(rows, table_rows, strict=True)],
+        [as_read(row, columns) for row, columns in zip(rows, table_rows, strict=True)],
         precision(compressed, evaluations[UNCOMPRESSED]),
         "Every text has its own prune_after (mean 256) and its own two seeds. Detectable: with a probability of 80 %.",
         *written_for_this(breadth_set),
@@ -170,7 +170,7 @@ def direction(change):
     return "?" if not change.excludes_no_change else "+" if change.value > 1 else "-"
 
 
-def shown(row, columns):
+def as_read(row, columns):
     """A row as a person reads it."""
     return {
         "policy": row.name,

@@ -137,7 +137,7 @@ def test_table_matches_baseline(
     show_table(
         f"{text_set} ({len(evaluations[1.0])} texts), {position_mode} positions, "
         f"{policy_label(find_policy(table_settings.policy))}, {language_model.slug} in {language_model.dtype}",
-        [shown(row) for row in rows],
+        [as_read(row) for row in rows],
         "Interval: paired bootstrap of the ratio to keep 1.0. Evictions and tokens: all texts together.",
         precision(compressed(evaluations), evaluations[1.0]),
         *reported(language_model.name, text_set, settings),
@@ -223,7 +223,7 @@ def table_row(ratio, evaluations, uncompressed):
     }
 
 
-def shown(row):
+def as_read(row):
     """The row as a person reads it."""
     change = shown_change(Interval.of(row, "ratio"))
     return {

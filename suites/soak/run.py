@@ -97,9 +97,9 @@ def _memory() -> int:
     Hypothesis remembers every local module that it has seen, and each run imports its conftest.py anew: with that
     module it would keep the session of each run, 4,000 objects and 0.9 MiB for suites/contract alone.
     """
-    for thing in gc.get_objects():
-        if type(thing) is functools._lru_cache_wrapper and thing.__module__.startswith("hypothesis."):
-            thing.cache_clear()
+    for tracked in gc.get_objects():
+        if type(tracked) is functools._lru_cache_wrapper and tracked.__module__.startswith("hypothesis."):
+            tracked.cache_clear()
     gc.collect()
     if hasattr(LIBC, "malloc_trim"):
         LIBC.malloc_trim(0)

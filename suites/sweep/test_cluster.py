@@ -19,7 +19,7 @@ import pytest
 from knorm_core.inputs.models import load_model
 from knorm_core.sweeps.cells import versions
 from knorm_core.sweeps.cluster import ClusterError, ClusterWarning
-from knorm_core.sweeps.run import run_cells, shown
+from knorm_core.sweeps.run import run_cells, with_progress
 from knorm_core.sweeps.store import Store, canonical
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
@@ -153,7 +153,7 @@ def test_a_cell_that_fails_is_reported_and_does_not_stop_the_others(cluster, cel
     cells = cells_of([ROWS[1], POISON, ROWS[2]])
     said = io.StringIO()
     coming = run_cells(cells, store=store, scheduler=cluster.scheduler_address)
-    outcomes = {outcome.cell: outcome for outcome in shown(coming, 3, said)}
+    outcomes = {outcome.cell: outcome for outcome in with_progress(coming, 3, said)}
     assert isinstance(outcomes.pop(cells[1]).error, ValueError)
     check_same(list(outcomes.values()), [cells[0], cells[2]], loaded)
     assert said.getvalue().splitlines()[-1] == "knorm: 3 of 3 cells, 0 from the store, 1 failed"

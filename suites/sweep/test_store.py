@@ -28,8 +28,8 @@ def test_what_is_put_is_found_again_by_another_process_with_its_time_and_readabl
     put(store, 1, 2)
     again = Store(store.path)
     assert [get(again, number) for number in (1, 2, 3)] == [value(1), value(2), None]
-    assert len(again.found) == 2
-    assert again.found[0].startswith("20")
+    assert len(again.reused) == 2
+    assert again.reused[0].startswith("20")
     assert store.computed == 2
     with contextlib.closing(sqlite3.connect(store.path)) as file:
         assert file.execute("SELECT name, inputs FROM results ORDER BY name").fetchall() == [
@@ -41,7 +41,7 @@ def test_the_first_candidate_that_is_stored_is_found(store):
     put(store, 2, 3)
     entry = store.get("any", inputs(1), inputs(2), inputs(3), decode=lambda facts, _: facts["number"])
     assert entry.value == 2
-    assert len(store.found) == 1
+    assert len(store.reused) == 1
 
 
 def test_a_later_result_replaces_an_earlier_one_and_a_fresh_store_looks_nothing_up(store):

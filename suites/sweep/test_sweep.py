@@ -28,7 +28,7 @@ from knorm_core.policies import TOVA
 from knorm_core.sweeps.cells import Bench, code_files, environment, sweep_cells
 from knorm_core.sweeps.codec import EVALUATION, each, remember
 from knorm_core.sweeps.outcome import CellFailedError
-from knorm_core.sweeps.run import run_cells, shown
+from knorm_core.sweeps.run import run_cells, with_progress
 from knorm_core.sweeps.store import Store, StoreWarning, canonical
 from suites.families import random_ids, tiny_model
 
@@ -66,17 +66,17 @@ def passes(tiny):
 # --- numbers
 
 
-def equal(one, other):
+def equal(first, second):
     """Whether two results are equal to the last bit, whatever they are made of."""
-    if dataclasses.is_dataclass(one):
-        return type(one) is type(other) and all(
-            equal(getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(one)
+    if dataclasses.is_dataclass(first):
+        return type(first) is type(second) and all(
+            equal(getattr(first, field.name), getattr(second, field.name)) for field in dataclasses.fields(first)
         )
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, list | tuple):
-        return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
-    return one == other and type(one) is type(other)
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, list | tuple):
+        return type(first) is type(second) and len(first) == len(second) and all(map(equal, first, second))
+    return first == second and type(first) is type(second)
 
 
 def test_a_sweep_gives_the_numbers_of_evaluate_at_the_cost_of_a_table(cells_of, tiny, store, passes):
@@ -98,7 +98,7 @@ def test_what_is_stored_is_not_computed_again_and_is_the_same_to_the_last_bit(ce
     second, paid = passes(lambda: list(run_cells(cells_of(ROWS), store=Store(store.path), model=tiny)))
     assert paid == 0
     assert all(outcome.stored for outcome in second)
-    assert all(equal(one.result(), other.result()) for one, other in zip(first, second, strict=True))
+    assert all(equal(computed.result(), stored.result()) for computed, stored in zip(first, second, strict=True))
 
 
 def test_a_sweep_that_was_stopped_goes_on_where_it_was(cells_of, tiny, store, passes):
@@ -263,10 +263,10 @@ def test_an_argument_that_json_does_not_hold_is_that_cells_failure(cells_of, tin
     ],
 )
 def test_what_means_the_same_to_evaluate_is_found_again(cells_of, tiny, store, passes, first, second):
-    [one] = run_cells(cells_of([first]), store=store, model=tiny)
+    [computed] = run_cells(cells_of([first]), store=store, model=tiny)
     [again], taken = passes(lambda: list(run_cells(cells_of([second]), store=store, model=tiny)))
     assert taken == 0
-    assert again.result().ppl == one.result().ppl == evaluate(tiny, random_ids(120, 0), **second).ppl
+    assert again.result().ppl == computed.result().ppl == evaluate(tiny, random_ids(120, 0), **second).ppl
     [as_int32] = cells_of([first])
     as_int32 = dataclasses.replace(as_int32, input_ids=as_int32.input_ids.int())
     assert as_int32.inputs({}) == cells_of([second])[0].inputs({})
@@ -293,7 +293,7 @@ def test_a_title_that_is_not_utf_8_is_stored_too(cells_of, tiny, store):
     for _ in range(2):
         [outcome] = run_cells([cell], store=store, model=tiny)
     assert outcome.result()
-    assert len(store.found) == 1
+    assert len(store.reused) == 1
 
 
 def test_another_configuration_of_the_same_weights_is_another_model(cells_of, tiny_folder, tmp_path):
@@ -340,7 +340,7 @@ def test_a_result_is_stored_to_the_last_bit_whatever_its_kind(kind, results, sto
     for _ in range(2):
         assert equal(remember(store, name, {"what": name}, compute, each(codec)), values)
     assert computed == [name]
-    assert len(store.found) == 1
+    assert len(store.reused) == 1
     assert remember(None, name, {}, compute, each(codec)) is values
 
 
@@ -371,7 +371,7 @@ def test_every_cell_of_a_sweep_skips_the_layers_of_an_iterator(tiny_folder):
 def test_progress_is_plain_lines_where_there_is_no_terminal(cells_of, tiny):
     file = io.StringIO()
     cells = cells_of([ROWS[1], POISON, ROWS[2]], tokens=60)
-    assert len(list(shown(run_cells(cells, model=tiny), 3, file))) == 3
+    assert len(list(with_progress(run_cells(cells, model=tiny), 3, file))) == 3
     # The oldest rich ends with an empty line.
     assert file.getvalue().rstrip().splitlines() == [
         "knorm: 0 of 3 cells, 0 from the store, 0 failed",
