@@ -23,7 +23,7 @@ POLICIES = ("low_norm", "high_norm", "random", "newest", NEWEST_WITH_SINKS)
 SEEDS = (0, 1, 2, 3, 4)
 
 
-class Row(NamedTuple):
+class Control(NamedTuple):
     """What tells one row of the table from another."""
 
     policy: str
@@ -41,16 +41,16 @@ def policy_arguments(label: str) -> dict[str, Any]:
     return {"policy": "newest", "sinks": 4} if label == NEWEST_WITH_SINKS else {"policy": label}
 
 
-UNCOMPRESSED = Row("low_norm", 1.0)
+UNCOMPRESSED = Control("low_norm", 1.0)
 
 
 def control_rows(
     keep_ratios: Iterable[float], policies: Iterable[str] = POLICIES, seeds: Sequence[int] = SEEDS
-) -> list[Row]:
+) -> list[Control]:
     """Every policy at every keep ratio, `random` once per seed, and the uncompressed row first."""
     ratios = list(keep_ratios)
     return [UNCOMPRESSED] + [
-        Row(policy, ratio, seed=seed)
+        Control(policy, ratio, seed=seed)
         for policy in policies
         for ratio in ratios
         for seed in (seeds if policy == "random" else (0,))

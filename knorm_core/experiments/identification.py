@@ -64,7 +64,7 @@ ROUNDING = 0.005  # two decimals are printed
 _Run = tuple[tuple[int, ...], Setting]  # token ids, and what is evaluated on them
 
 
-class Bench:
+class ReportBench:
     """A model with the rows and books that the report chose from; each evaluation is computed once.
 
     Args:
@@ -164,7 +164,7 @@ def combinations(
     ]
 
 
-def classes(bench: Bench, candidates: Iterable[ReportProtocol]) -> list[tuple[ReportProtocol, ...]]:
+def classes(bench: ReportBench, candidates: Iterable[ReportProtocol]) -> list[tuple[ReportProtocol, ...]]:
     """The combinations that cannot be told apart by definition, together."""
     together: dict[tuple[object, ...], list[ReportProtocol]] = {}
     for candidate in candidates:
@@ -240,7 +240,7 @@ class Identification:
 
 
 def identify(
-    bench: Bench,
+    bench: ReportBench,
     printed: Figures | None = None,
     candidates: Iterable[ReportProtocol] | None = None,
     known: ReportProtocol = REPORT_PROTOCOL,
@@ -267,7 +267,9 @@ def identify(
     )
 
 
-def _judge(bench: Bench, members: tuple[ReportProtocol, ...], printed: Mapping[Cell, float], noise: Noise) -> Judged:
+def _judge(
+    bench: ReportBench, members: tuple[ReportProtocol, ...], printed: Mapping[Cell, float], noise: Noise
+) -> Judged:
     table = bench.table(members[0])
     compressed = noise.layer_0_left_alone if 0 in members[0].skip_layers else noise.layer_0_compressed
     within = {

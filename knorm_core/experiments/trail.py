@@ -24,7 +24,7 @@ from knorm_core.protocols import REPORT_PROTOCOL
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrailStage:
     """One stage of the report.
 
     Attributes:
@@ -69,7 +69,7 @@ def _at_512_of_512(keep_ratio: float) -> Mapping[str, Any]:
 
 
 STAGES = (
-    Stage(
+    TrailStage(
         "0: never compressed",
         ("PPL_ISSUE_ANALYSIS_CN.md", "README.md"),
         "perplexity is computed without the cache that is compressed",
@@ -77,7 +77,7 @@ STAGES = (
         "75.03 on Wikitext and 39.68 on PG-19 at every keep ratio",
         _uncompressed,
     ),
-    Stage(
+    TrailStage(
         "1: compressed, then measured without",
         ("PPL_PROBLEM_RESOLVED_CN.md", "PPL_FINAL_SOLUTION_CN.md"),
         "the loss is put down to the order of survivors, and measured without compression again",
@@ -85,7 +85,7 @@ STAGES = (
         "PG-19 39.68 to 155.91 at keep 0.9; then 51.91 at every keep ratio",
         _uncompressed,
     ),
-    Stage(
+    TrailStage(
         "2: threshold 32, scored from the start",
         ("PPL_FIXED_FINAL_CN.md", "U_CURVE_EXPLANATION_CN.md"),
         "a threshold of 32 evicts every few tokens; uncompressed loss is mixed in; the baseline has other tokens",
@@ -95,7 +95,7 @@ STAGES = (
         _EARLY_RATIOS,
         EARLY_TOKENS,
     ),
-    Stage(
+    TrailStage(
         "3: survivors in temporal order",
         ("KV_ORDER_BUG_FIXED_CN.md",),
         "other texts are averaged, and the change is put down to the order",
@@ -105,7 +105,7 @@ STAGES = (
         _EARLY_RATIOS,
         EARLY_TOKENS,
     ),
-    Stage(
+    TrailStage(
         "4: threshold 512 of 512 tokens",
         ("PRUNE_AFTER_BUG_FIXED_CN.md",),
         "the cache ends at 511 keys, so that nothing is ever evicted",
@@ -113,7 +113,7 @@ STAGES = (
         "60.81 at every keep ratio",
         _at_512_of_512,
     ),
-    Stage(
+    TrailStage(
         "5: two phases, baseline on the whole text",
         ("PPL计算问题最终修复.md", "compare_methods.py", "optimized_test.py"),
         "compressed rows are scored on phase 2, the baseline on the whole text (inferred)",
@@ -127,7 +127,7 @@ STAGES = (
 
 
 def trail(
-    model: nn.Module, columns: Mapping[str, Sequence[torch.Tensor]], stages: Sequence[Stage] = STAGES
+    model: nn.Module, columns: Mapping[str, Sequence[torch.Tensor]], stages: Sequence[TrailStage] = STAGES
 ) -> Iterator[dict[str, Any]]:
     """A row per stage, column and keep ratio, of the perplexity that the stage prints.
 

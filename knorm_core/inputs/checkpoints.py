@@ -33,7 +33,7 @@ class ModelNotFoundError(ValueError):
     """The model that was named is not there, or not in a form that is loaded; the message says where it was sought."""
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor in a file: where, the name of its dtype as safetensors has it, and its shape."""
 
     file: str
@@ -89,7 +89,7 @@ def weight_files(folder: Path, files: Collection[str], what: str) -> list[str]:
     return shards
 
 
-def stored_tensors(folder: Path, weights: list[str], what: str) -> dict[str, Stored]:
+def stored_tensors(folder: Path, weights: list[str], what: str) -> dict[str, StoredTensor]:
     """Every tensor in these files, by name.
 
     Raises:
@@ -97,14 +97,15 @@ def stored_tensors(folder: Path, weights: list[str], what: str) -> dict[str, Sto
     """
     from safetensors import safe_open
 
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in weights:
         try:
             with safe_open(folder / file, framework="np") as content:
                 names = list(content.keys())
                 slices = [content.get_slice(name) for name in names]
                 read = {
-                    n: Stored(file, s.get_dtype(), tuple(s.get_shape())) for n, s in zip(names, slices, strict=True)
+                    n: StoredTensor(file, s.get_dtype(), tuple(s.get_shape()))
+                    for n, s in zip(names, slices, strict=True)
                 }
         except Exception as error:  # safetensors' own, and those of the file system
             raise ModelNotFoundError(f"{what} has a damaged {file} ({error})") from None

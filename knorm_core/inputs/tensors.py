@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from knorm_core.inputs.checkpoints import ModelNotFoundError, Stored
+from knorm_core.inputs.checkpoints import ModelNotFoundError, StoredTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +25,7 @@ _MASK = re.compile(r"(^|.*\.)attn(ention)?\.bias")  # the causal mask, as older 
 
 
 def check_tensors(
-    model: PreTrainedModel, loading: Mapping[str, Any], stored: Mapping[str, Stored], folder: Path
+    model: PreTrainedModel, loading: Mapping[str, Any], stored: Mapping[str, StoredTensor], folder: Path
 ) -> None:
     """Raise a ModelNotFoundError unless what is stored is what the model computes with.
 
@@ -62,7 +62,7 @@ def check_tensors(
         )
 
 
-def _harmless(key: str, tensor: Stored | None, config: Any) -> bool:
+def _harmless(key: str, tensor: StoredTensor | None, config: Any) -> bool:
     if _NOT_READ.fullmatch(key):
         return True
     if _MASK.fullmatch(key):
@@ -90,13 +90,13 @@ def _check_layers(unexpected: Iterable[str], config: Any, what: str) -> None:
         )
 
 
-def _left_out_by_class(model: PreTrainedModel, stored: Mapping[str, Stored]) -> set[str]:
+def _left_out_by_class(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> set[str]:
     """What the model's class says that it does not read, and transformers therefore does not name."""
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     return {name for name in stored if any(pattern.search(name) for pattern in patterns)}
 
 
-def _check_dtypes(model: PreTrainedModel, read: Mapping[str, Stored], what: str) -> None:
+def _check_dtypes(model: PreTrainedModel, read: Mapping[str, StoredTensor], what: str) -> None:
     """Raise a ModelNotFoundError where a weight is stored in what is no floating point type, and would be cast."""
     for name, tensor in read.items():
         if tensor.dtype not in _FLOATS:
@@ -119,7 +119,7 @@ def _check_tied(model: PreTrainedModel, what: str) -> None:
         )
 
 
-def _check_shared(model: PreTrainedModel, read: Mapping[str, Stored], folder: Path, what: str) -> set[str]:
+def _check_shared(model: PreTrainedModel, read: Mapping[str, StoredTensor], folder: Path, what: str) -> set[str]:
     """Names of tensors that are stored once more, for a layer that shares them; they must be equal."""
     names: dict[int, list[str]] = {}
     base = f"{model.base_model_prefix}."
@@ -138,7 +138,7 @@ def _check_shared(model: PreTrainedModel, read: Mapping[str, Stored], folder: Pa
     return repeated
 
 
-def _tensor(folder: Path, name: str, read: Mapping[str, Stored]) -> torch.Tensor:
+def _tensor(folder: Path, name: str, read: Mapping[str, StoredTensor]) -> torch.Tensor:
     from safetensors import safe_open
 
     with safe_open(folder / read[name].file, framework="pt") as content:

@@ -22,7 +22,7 @@ from torch import nn
 
 from knorm_core.methods import cached_attention, far
 from knorm_core.methods.against_own import one_pass_differs
-from knorm_core.methods.far import LOOK, Seen
+from knorm_core.methods.far import LOOK, Observed
 from knorm_core.methods.forward import private_copy
 from knorm_core.methods.language_model import text_config
 from knorm_core.methods.onepass import ATTENTION
@@ -122,7 +122,7 @@ class _OwnCode(Exception):
     """Only the model's own code can attend as it does; the message says why."""
 
 
-def _far_token(own: OwnForward, looking: nn.Module, length: int) -> tuple[Seen, int]:
+def _far_token(own: OwnForward, looking: nn.Module, length: int) -> tuple[Observed, int]:
     """What a token at the end of so long a text shows, and what positions are counted from."""
     layers = list(range(len(own.pairs)))
     apart = []
@@ -148,7 +148,7 @@ def _far_token(own: OwnForward, looking: nn.Module, length: int) -> tuple[Seen, 
     )
 
 
-def _not_through(seen: Seen, layers: list[int]) -> str:
+def _not_through(seen: Observed, layers: list[int]) -> str:
     calls = f"; {len(seen.layers)} calls for its {len(layers)} layers do" if seen.layers else ""
     return f"its attention does not go through transformers' AttentionInterface{calls}"
 
@@ -162,7 +162,7 @@ def _first_positions(own: OwnForward) -> list[int]:
     return [0, int(padding) + 1]
 
 
-def _windows(own: OwnForward, looking: nn.Module, seen: Seen, length: int, first: int) -> dict[int, int]:
+def _windows(own: OwnForward, looking: nn.Module, seen: Observed, length: int, first: int) -> dict[int, int]:
     """Window length of every layer whose mask leaves only the latest keys, as seen beyond the longest that is named.
 
     Raises:
@@ -190,7 +190,7 @@ def _count(left: int | None) -> str:
     return {None: "all", -1: "others than the latest"}.get(left, f"the latest {left}")
 
 
-def _received_keys(own: OwnForward, seen: Seen) -> str:
+def _received_keys(own: OwnForward, seen: Observed) -> str:
     """Why the keys that attention receives are not those in the cache; empty where they are.
 
     Raises:

@@ -19,7 +19,7 @@ LOOK = "knorm_look"
 
 
 @dataclass
-class Seen:
+class Observed:
     """What attention calls show of a model while one token is fed, far out in a text.
 
     Attributes:
@@ -40,7 +40,7 @@ class Seen:
     eager: bool = True
 
 
-_seen: ContextVar[Seen] = ContextVar("knorm_seen")
+_seen: ContextVar[Observed] = ContextVar("knorm_seen")
 
 
 def register() -> None:
@@ -53,7 +53,7 @@ def register() -> None:
         ALL_MASK_ATTENTION_FUNCTIONS.register(LOOK, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
-def feed_last(own: OwnForward, looking: nn.Module, length: int, first_position: int) -> tuple[torch.Tensor, Seen]:
+def feed_last(own: OwnForward, looking: nn.Module, length: int, first_position: int) -> tuple[torch.Tensor, Observed]:
     """The last token of a few once more, on a cache of the others that says it holds ``length`` keys.
 
     Returns:
@@ -62,7 +62,7 @@ def feed_last(own: OwnForward, looking: nn.Module, length: int, first_position: 
     Raises:
         Whatever the model's own code raises, ``seen`` being an attribute of the error.
     """
-    seen = Seen()
+    seen = Observed()
     cache = pretended_cache([(keys[:, :, :-1], values[:, :, :-1]) for keys, values in own.pairs], length)
     token = _seen.set(seen)
     try:

@@ -55,7 +55,7 @@ class StoreWarning(UserWarning):
     """Something is wrong with the store; the run goes on, computing what it would have read."""
 
 
-class Stored(NamedTuple):
+class StoredResult(NamedTuple):
     """A stored result and when it was computed (ISO 8601, UTC)."""
 
     value: Any
@@ -84,7 +84,7 @@ class Store:
         self._writes = True
         self._checked = False
 
-    def get(self, name: str, *candidates: Inputs, decode: Callable[[Any, bytes], Value]) -> Stored | None:
+    def get(self, name: str, *candidates: Inputs, decode: Callable[[Any, bytes], Value]) -> StoredResult | None:
         """The first of the candidates that is stored whole, decoded; None where none is.
 
         Args:
@@ -116,7 +116,7 @@ class Store:
             self._writes = False
             _warn(f"{self.path}: {reason(error)}. Results are not stored from here on; the run goes on")
 
-    def _look_up(self, name: str, inputs: Inputs, decode: Callable[[Any, bytes], Value]) -> Stored | None:
+    def _look_up(self, name: str, inputs: Inputs, decode: Callable[[Any, bytes], Value]) -> StoredResult | None:
         key = sha256(canonical(inputs).encode())
         try:
             row = self._use(
@@ -131,7 +131,7 @@ class Store:
         try:
             if not intact(row):
                 raise DamagedError("its SHA-256 is not that of its content")
-            return Stored(decode(json.loads(row[4]), row[5]), row[3].decode())
+            return StoredResult(decode(json.loads(row[4]), row[5]), row[3].decode())
         except Exception as error:  # whatever a decoder makes of bytes that are not its own
             _warn(f"{self.path}: the entry of {name} is damaged ({reason(error)}): it is computed anew")
             return None

@@ -7,7 +7,7 @@ import functools
 import pytest
 
 from knorm_core.experiments.codecs import DIVERGENCE
-from knorm_core.experiments.controls import Row, control_rows
+from knorm_core.experiments.controls import Control, control_rows
 from knorm_core.experiments.divergence import divergence
 from knorm_core.plugin.inputs import made_from
 from knorm_core.sweeps.codec import each
@@ -15,7 +15,7 @@ from knorm_core.sweeps.codec import each
 # Tokens and number of texts: 255 scored tokens each at prune_after 256.
 TEXTS = {"embedded-articles": (512, 2), "embedded-narrative": (512, 1)}
 RATIOS = (0.9, 0.5, 0.1)
-DRIFTED = [Row("low_norm", ratio, positions="cache") for ratio in RATIOS]
+DRIFTED = [Control("low_norm", ratio, positions="cache") for ratio in RATIOS]
 
 
 def on_both_texts(group: str, where: pytest.MarkDecorator) -> pytest.MarkDecorator:

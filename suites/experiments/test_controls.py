@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import pytest
 
-from knorm_core.experiments.controls import NEWEST_WITH_SINKS, SEEDS, UNCOMPRESSED, Row, averaged, pooled, shown_change
+from knorm_core.experiments.controls import (
+    NEWEST_WITH_SINKS,
+    SEEDS,
+    UNCOMPRESSED,
+    Control,
+    averaged,
+    pooled,
+    shown_change,
+)
 from knorm_core.experiments.divergence import summary
 from knorm_core.experiments.intervals import perplexity_ratio, precision
 from knorm_core.results.interval import Interval
@@ -23,7 +31,7 @@ def test_controls_match_the_baseline(text_set, control_tables, evaluations, shor
     plain = evaluations(text_set, UNCOMPRESSED)
     rows = [row._asdict() | pooled(evaluations(text_set, row), plain) for row in control_tables(text_set)[0]]
     for ratio in RATIOS:
-        mean = Row("random", ratio)._asdict() | {"seed": "mean"}
+        mean = Control("random", ratio)._asdict() | {"seed": "mean"}
         rows.append(mean | pooled(random_mean(text_set, ratio, evaluations), plain))
     show_table(
         f"controls, {text_set}, 512 tokens",
@@ -38,10 +46,10 @@ def test_controls_match_the_baseline(text_set, control_tables, evaluations, shor
             }
             for row in rows
         ],
-        precision({"low norm": evaluations(text_set, Row("low_norm", 0.5))}, plain),
+        precision({"low norm": evaluations(text_set, Control("low_norm", 0.5))}, plain),
         *against_the_paper(text_set, evaluations),
     )
-    check_rows(f"{text_set}/controls", rows, list(Row._fields), short_texts(text_set), prune_after=256, tokens=512)
+    check_rows(f"{text_set}/controls", rows, list(Control._fields), short_texts(text_set), prune_after=256, tokens=512)
 
 
 @both_texts
@@ -67,7 +75,7 @@ def test_divergence_matches_the_baseline(text_set, control_tables, short_texts, 
     check_rows(
         f"{text_set}/divergence",
         rows,
-        list(Row._fields),
+        list(Control._fields),
         short_texts(text_set),
         rtol=1e-4,
         atol=1e-9,
@@ -86,23 +94,23 @@ def test_the_uncompressed_row_diverges_by_nothing(text_set, control_tables):
 @both_texts
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_low_norm_beats_random_whatever_the_seed(text_set, ratio, evaluations, claims):
-    low = evaluations(text_set, Row("low_norm", ratio))
+    low = evaluations(text_set, Control("low_norm", ratio))
     for seed in SEEDS:
-        assert is_better(low, evaluations(text_set, Row("random", ratio, seed=seed))), seed
+        assert is_better(low, evaluations(text_set, Control("random", ratio, seed=seed))), seed
 
 
 @both_texts
 def test_random_beats_high_norm_at_keep_nine_tenths_whatever_the_seed(text_set, evaluations, claims):
-    high = evaluations(text_set, Row("high_norm", 0.9))
+    high = evaluations(text_set, Control("high_norm", 0.9))
     for seed in SEEDS:
-        assert is_better(evaluations(text_set, Row("random", 0.9, seed=seed)), high), seed
+        assert is_better(evaluations(text_set, Control("random", 0.9, seed=seed)), high), seed
 
 
 @both_texts
 def test_random_beats_high_norm_at_keep_a_half_on_the_average_of_seeds(text_set, evaluations, claims):
     # By a quarter to a third on both texts; on the articles a few tokens of enormous loss under high norm
     # make most of it, and the interval does not exclude no change.
-    random, high = random_mean(text_set, 0.5, evaluations), evaluations(text_set, Row("high_norm", 0.5))
+    random, high = random_mean(text_set, 0.5, evaluations), evaluations(text_set, Control("high_norm", 0.5))
     assert perplexity_ratio(random, high).value < 0.8
     assert is_better(random, high) == (text_set == "embedded-narrative")
 
@@ -110,7 +118,7 @@ def test_random_beats_high_norm_at_keep_a_half_on_the_average_of_seeds(text_set,
 @both_texts
 def test_at_keep_a_tenth_random_no_longer_beats_high_norm(text_set, evaluations, claims):
     # On the articles they change places; on the narrative they cannot be told apart.
-    high, random = evaluations(text_set, Row("high_norm", 0.1)), random_mean(text_set, 0.1, evaluations)
+    high, random = evaluations(text_set, Control("high_norm", 0.1)), random_mean(text_set, 0.1, evaluations)
     assert not is_better(random, high)
     assert is_better(high, random) == (text_set == "embedded-articles")
 
@@ -123,7 +131,7 @@ SINKS_WIN = {"embedded-articles": {0.9, 0.5, 0.1}, "embedded-narrative": set()}
 @both_texts
 def test_where_sinks_and_recent_tokens_beat_low_norm(text_set, evaluations, claims):
     rows = {
-        ratio: [evaluations(text_set, Row(policy, ratio)) for policy in (NEWEST_WITH_SINKS, "low_norm")]
+        ratio: [evaluations(text_set, Control(policy, ratio)) for policy in (NEWEST_WITH_SINKS, "low_norm")]
         for ratio in RATIOS
     }
     assert {ratio for ratio in RATIOS if is_better(*rows[ratio])} == SINKS_WIN[text_set]
@@ -135,7 +143,7 @@ def test_where_sinks_and_recent_tokens_beat_low_norm(text_set, evaluations, clai
 def test_sinks_and_recent_tokens_stay_nearer_to_the_uncompressed_model(text_set, ratio, control_tables, claims):
     # What perplexity cannot show on 255 tokens, divergence can: it compares every token's whole distribution.
     sinks, low = (
-        summary([table[Row(policy, ratio)] for table in control_tables(text_set)])
+        summary([table[Control(policy, ratio)] for table in control_tables(text_set)])
         for policy in (NEWEST_WITH_SINKS, "low_norm")
     )
     assert sinks.mean < low.mean
@@ -145,14 +153,14 @@ def test_sinks_and_recent_tokens_stay_nearer_to_the_uncompressed_model(text_set,
 @both_texts
 def test_drift_costs_more_than_eviction_unless_evictions_are_rare(text_set, evaluations, claims):
     # The report's fault: with positions from the cache length, keep 0.9 is the worst row and 0.1 the best.
-    drifted = [evaluations(text_set, Row("low_norm", ratio, positions="cache")) for ratio in RATIOS]
+    drifted = [evaluations(text_set, Control("low_norm", ratio, positions="cache")) for ratio in RATIOS]
     assert is_better(drifted[1], drifted[0])
     assert is_better(drifted[2], drifted[1])
 
 
 def random_mean(text_set, ratio, evaluations):
     """One evaluation per text, averaged over seeds."""
-    by_seed = [evaluations(text_set, Row("random", ratio, seed=seed)) for seed in SEEDS]
+    by_seed = [evaluations(text_set, Control("random", ratio, seed=seed)) for seed in SEEDS]
     return [averaged(seeds) for seeds in zip(*by_seed, strict=True)]
 
 
@@ -165,20 +173,20 @@ def against_the_paper(text_set, evaluations):
     """Plain sentences where these numbers contradict the paper's or the report's claims."""
     plain = evaluations(text_set, UNCOMPRESSED)
     for ratio in RATIOS:
-        low = evaluations(text_set, Row("low_norm", ratio))
+        low = evaluations(text_set, Control("low_norm", ratio))
         change = perplexity_ratio(low, plain)
         if ratio >= 0.5 and change.low > 1:
             yield (
                 f"Contradicts the paper (no loss up to 50 % eviction): low norm at keep {ratio} changes perplexity by "
                 f"{change.change} (95 % interval {change.limits})."
             )
-        against = perplexity_ratio(low, evaluations(text_set, Row(NEWEST_WITH_SINKS, ratio)))
+        against = perplexity_ratio(low, evaluations(text_set, Control(NEWEST_WITH_SINKS, ratio)))
         if against.low > 1:
             yield (
                 f"No norms needed: at keep {ratio}, four sinks and the most recent tokens beat low norm, whose "
                 f"perplexity is {against.change} higher ({against.limits})."
             )
-        inverted = perplexity_ratio(evaluations(text_set, Row("low_norm", ratio, positions="cache")), low)
+        inverted = perplexity_ratio(evaluations(text_set, Control("low_norm", ratio, positions="cache")), low)
         if inverted.low > 1:
             yield (
                 f"Position drift: at keep {ratio}, feeding positions from the cache length makes the perplexity of low "

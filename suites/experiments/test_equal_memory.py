@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from knorm_core import evaluate, eviction_schedule, perplexity
 from knorm_core.counts import cache_lengths
-from knorm_core.experiments.controls import NEWEST_WITH_SINKS, UNCOMPRESSED, Row, policy_arguments, shown_change
+from knorm_core.experiments.controls import NEWEST_WITH_SINKS, UNCOMPRESSED, Control, policy_arguments, shown_change
 from knorm_core.experiments.equal_memory import (
     cycle_mean,
     mean_cache_over_last,
@@ -110,7 +110,7 @@ def memory_tables(rows_of, short_texts, control_tables):
         for policy in ("low_norm", NEWEST_WITH_SINKS):
             for ratio in (0.9, 0.5, 0.1):
                 evaluations_of[policy, f"keep {ratio}, prune_after {PEAK}"] = [
-                    table[Row(policy, ratio)].evaluation for table in control_tables(text_set)
+                    table[Control(policy, ratio)].evaluation for table in control_tables(text_set)
                 ]
         return {
             key: [scored_last(evaluation, SCORED) for evaluation in evaluations]

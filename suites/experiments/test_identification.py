@@ -13,7 +13,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from knorm_core import load_model
-from knorm_core.experiments.identification import OPEN, Bench, Noise, classes, combinations, described, identify
+from knorm_core.experiments.identification import OPEN, Noise, ReportBench, classes, combinations, described, identify
 from knorm_core.experiments.report_figures import REPORT_FIGURES, Figures
 from knorm_core.inputs.texts import TEXT_SETS
 from knorm_core.protocols import ReportProtocol
@@ -72,7 +72,7 @@ def books():
 
 def traced_back(model, exact, tokenizer, known, choices, rows, books, long_book):
     """Plant the table of every class, and identify it; returns the classes with what was answered."""
-    bench = Bench(exact, tokenizer, rows, books, long_book=long_book, long_books=1)
+    bench = ReportBench(exact, tokenizer, rows, books, long_book=long_book, long_books=1)
     planted = Planted(model, tokenizer, rows, books)
     figures = Figures(**planted.figures(known, [book for book in books if len(book) > long_book][:1]))
     candidates = combinations(known, choices)
@@ -113,7 +113,7 @@ def test_every_class_is_traced_back_from_its_table_on_the_embedded_model(embedde
 
 @pytest.mark.fast
 def test_layer_0_left_alone_with_either_position_mode_is_one_class():
-    bench = Bench(tiny_neox(), Letters(), rows_of_articles(), [book[:300] for book in books()])
+    bench = ReportBench(tiny_neox(), Letters(), rows_of_articles(), [book[:300] for book in books()])
     together = classes(bench, combinations(LETTERS, CHOICES))
     for members in together:
         modes = {member.positions for member in members}
@@ -123,7 +123,7 @@ def test_layer_0_left_alone_with_either_position_mode_is_one_class():
 
 @pytest.mark.fast
 def test_where_the_anchors_do_not_come_out_the_table_is_not_judged():
-    bench = Bench(tiny_neox(), Letters(), rows_of_articles(), [b[:300] for b in books()], long_book=250)
+    bench = ReportBench(tiny_neox(), Letters(), rows_of_articles(), [b[:300] for b in books()], long_book=250)
     known = dataclasses.replace(LETTERS, rows=3, books=2)
     sentence = identify(bench, REPORT_FIGURES, [known], known).sentence()
     assert "5 of 5 anchors of whole texts do not come out (Wikitext row 1: " in sentence
@@ -134,7 +134,7 @@ def test_where_the_anchors_do_not_come_out_the_table_is_not_judged():
 
 @pytest.mark.fast
 def test_where_no_combination_prints_the_table_the_nearest_is_named_with_its_distance():
-    bench = Bench(tiny_neox(), Letters(), rows_of_articles(), [b[:300] for b in books()], long_book=250)
+    bench = ReportBench(tiny_neox(), Letters(), rows_of_articles(), [b[:300] for b in books()], long_book=250)
     figures = bench.figures(LETTERS)
     off = dataclasses.replace(figures, final={cell: 1.02 * ppl for cell, ppl in figures.final.items()})
     answer = identify(bench, off, combinations(LETTERS, CHOICES), LETTERS)

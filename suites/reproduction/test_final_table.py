@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from knorm_core import REPORT_PROTOCOL
-from knorm_core.experiments.identification import Bench, combinations, described, identify
+from knorm_core.experiments.identification import ReportBench, combinations, described, identify
 from knorm_core.inputs.text_sources import pg19_whole
 from knorm_core.inputs.texts import TEXT_SETS
 from knorm_core.plugin.inputs import made_from
@@ -24,7 +24,7 @@ def test_the_final_table_is_traced_to_a_class_of_evaluations(language_model, req
     folder = request.config.getoption("knorm_text_dir") or os.environ.get("KNORM_TEXT_DIR")
     mirror = Path(folder) if folder else None
     rows, books = ([text for _, text in source(mirror)] for source in (TEXT_SETS["wikitext-short"].source, pg19_whole))
-    result = identify(Bench(language_model.model, language_model.tokenizer, rows, books))
+    result = identify(ReportBench(language_model.model, language_model.tokenizer, rows, books))
     anchors = [
         {"anchor": name, "printed": printed, "measured": measured, "off": measured / printed - 1}
         for name, (printed, measured) in result.anchors.items()
