@@ -1,4 +1,4 @@
-"""What `evaluate` is asked: every argument with its default and meaning, and the checks that make a setting of them."""
+"""The arguments of `evaluate`: their defaults, their meaning, and the checks that turn them into a setting."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Arguments:
-    """What `knorm_core.evaluate` is asked of a model and a text; the only place of its defaults and their meaning.
+    """The arguments of `knorm_core.evaluate` besides model and text, with their defaults.
 
     Attributes:
         keep_ratio: share of keys that an eviction keeps, in (0, 1]; 1 never evicts. Or one per layer.
@@ -115,7 +115,7 @@ def check_setting(
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it, its value and what is allowed.
-        UnsupportedModelError: (a ValueError) it cannot be had of such layers.
+        UnsupportedModelError: (a ValueError) layers like these cannot be evaluated in this way.
     """
     check_choice("positions", arguments.positions, POSITIONS)
     check_choice("when", arguments.when, WHEN)

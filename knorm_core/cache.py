@@ -68,7 +68,7 @@ def with_layers(past_key_values: AnyCache, pairs: list[Pair]) -> AnyCache:
 
 
 def apply_compressor(compressor: Any, cache: DynamicCache, **arguments: Any) -> DynamicCache:
-    """The cache that a compressor leaves of ``cache``, whichever shape it has.
+    """Run a compressor of any shape on ``cache``, and return the compressed cache.
 
     Args:
         compressor: takes a `DynamicCache` or a list of (key, value) pairs, and returns one, or None where it
@@ -89,7 +89,7 @@ def apply_compressor(compressor: Any, cache: DynamicCache, **arguments: Any) -> 
 
 @functools.cache
 def _paired_cache(kind: Hashable) -> Any:
-    """A cache that goes through as (key, value) pairs, as lists of them and older transformers do."""
+    """A subclass that can also be read and written as a list of (key, value) pairs, as in older transformers."""
 
     class PairedCache(kind):  # type: ignore[misc,valid-type]
         def __iter__(self) -> Iterator[Pair]:

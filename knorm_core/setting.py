@@ -72,7 +72,7 @@ class Setting:
         return self.keep_ratio is None or min(self.keep_ratio) < 1
 
     def schedule(self, layer: int) -> tuple[Eviction, ...]:
-        """Evictions of one layer; empty where it is skipped, sliding, or nothing is to go."""
+        """Evictions of one layer; empty if it is skipped or slides, or if nothing is evicted."""
         return self.schedules[layer]
 
     @cached_property
@@ -92,7 +92,7 @@ class Setting:
         return eviction_schedule(self.seq_len, self.start, amount, when=self.when, first_eviction_after=late)
 
     def kept(self, layer: int, length: int) -> int:
-        """How many of ``length`` keys of a layer stay when it is compressed: all where it is not yet full."""
+        """How many of ``length`` keys of a layer stay when it is compressed; all of them if it is not full yet."""
         if self.budget is not None:
             return min(length, self.budget[layer] - 1)
         if self.keep_ratio is None or length < self.start:
@@ -117,7 +117,7 @@ class Setting:
 
     @property
     def plainest(self) -> Setting:
-        """One setting for all that are the same evaluation by definition."""
+        """The simplest setting that is the same evaluation by definition."""
         if not self.compresses:
             whole = (Fraction(1),) * self.layers
             return Setting(
@@ -134,7 +134,7 @@ class Setting:
         return self
 
     def check_evictions(self, evictions: Sequence[Sequence[Eviction]]) -> None:
-        """Raise a NoEvictionError where there are none, though they were asked for."""
+        """Raise a NoEvictionError if evictions were asked for and there are none."""
         if self.allow_no_eviction or not self.compresses or any(evictions):
             return
         raise NoEvictionError(

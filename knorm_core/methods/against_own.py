@@ -1,4 +1,4 @@
-"""One pass held to a model's own forward, in every way that an evaluation uses it."""
+"""One pass compared with a model's own forward, in every way that an evaluation uses it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Feed = Callable[..., Any]
 def one_pass_differs(
     own: OwnForward, private: nn.Module, windows: Mapping[int, int], first: int, length: int, reach: int
 ) -> str:
-    """What one pass gets wrong, in any way that an evaluation uses it; empty where it gets nothing wrong.
+    """What one pass gets wrong, in any way that an evaluation uses it; empty if it is right.
 
     Args:
         own: the model's own forward.

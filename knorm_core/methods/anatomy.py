@@ -1,4 +1,4 @@
-"""What is seen of a model when it is looked at: its layers, windows and positions, and what one pass would get wrong.
+"""What a few forward passes show of a model: its layers, windows and positions, and what one pass would get wrong.
 
 Nothing that a model says of itself is believed. A few tokens are fed
 
@@ -32,7 +32,7 @@ from knorm_core.setting import UnsupportedModelError
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model as it was seen, for texts up to some length.
+    """What was seen of a model, for texts up to some length.
 
     Attributes:
         layers: how many layers keep keys.
@@ -97,7 +97,7 @@ def _look(model: nn.Module, length: int, reach: int) -> Anatomy:
 
 
 def _judge(model: nn.Module, own: OwnForward, length: int, reach: int) -> Anatomy:
-    """One pass where it agrees with the model's own forward, else a real cache where that does, else neither."""
+    """Choose one pass if it agrees with the model's own forward, else a real cache if that agrees, else refuse."""
     layers = len(own.pairs)
     looking = private_copy(model, LOOK)
     try:
@@ -123,7 +123,7 @@ class _OwnCode(Exception):
 
 
 def _far_token(own: OwnForward, looking: nn.Module, length: int) -> tuple[Observed, int]:
-    """What a token at the end of so long a text shows, and what positions are counted from."""
+    """What a token at position ``length`` - 1 shows of the model, and what positions are counted from."""
     layers = list(range(len(own.pairs)))
     apart = []
     for first in _first_positions(own):

@@ -1,4 +1,4 @@
-"""A token far out in a text: what hides keys from it in each layer, and what else than its keys it depends on."""
+"""A token far out in a text: which keys each layer's mask hides from it, and what it depends on besides keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOK = "knorm_look"
 
 @dataclass
 class Observed:
-    """What attention calls show of a model while one token is fed, far out in a text.
+    """What the attention calls of a model receive while one token is fed, far out in a text.
 
     Attributes:
         layers: index of the layer of every call, in order.
@@ -54,7 +54,7 @@ def register() -> None:
 
 
 def feed_last(own: OwnForward, looking: nn.Module, length: int, first_position: int) -> tuple[torch.Tensor, Observed]:
-    """The last token of a few once more, on a cache of the others that says it holds ``length`` keys.
+    """Feed the last of a few tokens again, on a cache of the others that claims to hold ``length`` keys.
 
     Returns:
         Its logits (1, vocabulary), and what was seen.

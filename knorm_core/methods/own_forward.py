@@ -1,4 +1,4 @@
-"""A few tokens through a model's own forward: the measure that all else is held against."""
+"""A few tokens through a model's own forward: the reference for everything else."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from knorm_core.cache import Pair
 from knorm_core.methods.forward import copy_sharing_weights
 from knorm_core.methods.language_model import text_config
 from knorm_core.setting import UnsupportedModelError
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 _TOKENS = 8
 
 
@@ -40,7 +40,7 @@ class OwnForward:
 
     @property
     def named_windows(self) -> frozenset[int]:
-        """Whatever the model has that could be the length of a window: where to look, not what to believe."""
+        """All numbers of the model that could be the length of a window: hints where to look, no facts."""
         return self.cached_windows | {
             value
             for name, value in vars(text_config(self.model)).items()
@@ -160,7 +160,7 @@ def _tokens(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def distance(logits: torch.Tensor, measure: torch.Tensor) -> float:
-    """The most that logits of one token (tokens, vocabulary) part from those of the measure, relative to their size.
+    """The largest relative difference of any token's logits (tokens, vocabulary) from those of the measure.
 
     Logits are the same up to a constant. What is not finite in the measure cannot be compared.
     """

@@ -1,4 +1,4 @@
-"""A cache that says that it is longer than it is: what a model makes of a long text, for the price of one token.
+"""A cache that claims to be longer than it is: how a model treats a long text, for the price of one token.
 
 Whatever a model reads off the length of its cache (the mask, a window, positions, a temperature) it reads as
 it would far out in a text, while attention sees the few keys that there are.
@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
+from knorm_core.cache import Pair
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
-
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def pretended_cache(pairs: Sequence[Pair], length: int) -> DynamicCache:
@@ -40,7 +38,7 @@ def pretended_cache(pairs: Sequence[Pair], length: int) -> DynamicCache:
 
 
 def repeated_cache(pairs: Sequence[Pair], length: int) -> DynamicCache:
-    """A DynamicCache that is as long as ``length`` allows, in which every key stands equally often but for one.
+    """A DynamicCache of about ``length`` keys that holds every key equally often, and the last token's one time fewer.
 
     ``pairs`` holds a text's keys, the last token's included. Fed that token again, at its own position, the cache
     holds each of them equally often, so softmax attention, which knows no order and no number, answers as it did.

@@ -147,7 +147,7 @@ def inputs_of(
 
 
 def _plain(name: str, value: Any) -> Any:
-    """An argument of `evaluate` in the one form, of those that mean the same to it, that is looked up."""
+    """An argument of `evaluate` in its one stored form: values that mean the same to `evaluate` are equal in it."""
     if name == "skip_layers" and all(map(_is_integer, value)):
         return sorted({int(layer) for layer in value})
     if name in ("keep_ratio", "budget") and isinstance(value, Sequence) and not isinstance(value, str):

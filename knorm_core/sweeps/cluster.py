@@ -55,13 +55,13 @@ class Done(NamedTuple):
     around: dict[str, Any]
 
     def message(self) -> dict[str, Any]:
-        """What travels: JSON as text, and safetensors."""
+        """The form that is sent: JSON as text, and safetensors."""
         facts, tensors = EVALUATION.to_bytes(self.evaluation)
         return {"json": json.dumps({"facts": facts, "around": self.around}), "tensors": tensors}
 
     @classmethod
     def of(cls, message: Mapping[str, Any]) -> Done:
-        """The inverse of `message`; whatever else it is given raises, and is not run."""
+        """The inverse of `message`. Anything else raises an error; nothing of it is run."""
         content = json.loads(message["json"])
         return cls(EVALUATION.of_bytes(content["facts"], message["tensors"]), dict(content["around"]))
 
@@ -97,7 +97,7 @@ def environments_here(devices: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def differences(wanted: Mapping[str, str], got: Mapping[str, str]) -> str:
-    """What differs between two sides' versions, as a sentence's part; empty where nothing does.
+    """How the versions of two sides differ, as part of a sentence; empty if they are equal.
 
     Builds of one version of torch, for processors or for GPUs, go together.
 
@@ -162,7 +162,7 @@ def outcomes(cells: Iterable[Cell], address: str, store: Store | None) -> Iterat
 
 
 class _Crew:
-    """The workers: who of them computes, and what they answer.
+    """The workers: which of them compute, and their answers.
 
     Attributes:
         wanted: versions that a worker has to have.
@@ -232,7 +232,7 @@ class _Crew:
                 await self.client.cancel([self.futures[task]], asynchronous=True)
 
     def replies(self, tasks: Iterable[str]) -> Iterator[tuple[str, Done | BaseException]]:
-        """Each answer as it comes, with the key that was asked."""
+        """Yield each answer as it arrives, with the key of its task."""
         waiting = set(tasks)
         while waiting:
             task = self.news.get()

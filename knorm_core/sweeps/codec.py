@@ -40,7 +40,7 @@ class Codec(NamedTuple, Generic[Value]):
 def remember(
     store: Store | None, name: str, inputs: Inputs, compute: Callable[[], Value], codec: Codec[Value]
 ) -> Value:
-    """What the store has for these inputs; else computed, and stored. ``name`` is for people."""
+    """The stored result for these inputs, or the computed one, which is stored. ``name`` is for people."""
     if store is None:
         return compute()
     stored = store.get(name, inputs, decode=codec.of_bytes)

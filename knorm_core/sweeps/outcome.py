@@ -1,4 +1,4 @@
-"""What became of a cell, found in the store or put there."""
+"""The outcome of a cell: looked up in the store, or computed and stored."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class CellFailedError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of a cell: an evaluation, or the error that it ended with.
+    """The outcome of a cell: an evaluation, or the error that it ended with.
 
-    ``stored`` says when the evaluation was computed (ISO 8601, UTC) where it was found in the store.
+    ``stored`` is the time of computing (ISO 8601, UTC) of an evaluation that came from the store, else None.
     """
 
     cell: Cell
@@ -43,7 +43,7 @@ class Outcome:
 
 
 def look_up(cell: Cell, store: Store | None, environments: Iterable[Mapping[str, Any]]) -> Outcome | None:
-    """The outcome that is stored for a cell, computed in any of some environments."""
+    """The stored outcome of a cell, computed in any of these environments; None where there is none."""
     if store is None or cell.policy_identity is None:
         return None
     stored = store.get(str(cell), *map(cell.inputs, environments), decode=EVALUATION.of_bytes)

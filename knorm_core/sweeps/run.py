@@ -1,4 +1,4 @@
-"""A sweep: a list of cells, evaluated here or on a cluster, each result stored as soon as it is there."""
+"""A sweep: a list of cells, evaluated here or on a cluster. Each result is stored at once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run_cells(
 
 
 def with_progress(outcomes: Iterable[Outcome], total: int, file: IO[str]) -> Iterator[Outcome]:
-    """Hand outcomes on and show how far they are: a bar on a terminal, elsewhere a line every ten seconds."""
+    """Yield the outcomes and show progress: a bar on a terminal, elsewhere a line every ten seconds."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

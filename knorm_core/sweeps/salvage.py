@@ -1,4 +1,4 @@
-"""What is whole of a damaged store, taken over into a new one: a new file in its place, the damaged one kept."""
+"""A damaged store is replaced by a new one that has its undamaged entries; the damaged file is kept."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _DIGITS = 3  # of a key: what a damaged file has is read in 16 ** _DIGITS ranges
 
 
 def replace_damaged(path: Path) -> tuple[Path, int] | None:
-    """Put a new file with what is whole of a damaged one in its place, in one step, and keep the damaged one.
+    """Replace a damaged file, in one step, by a new one with its undamaged entries, and keep the damaged one.
 
-    Killed, or on a full disk, the damaged one is still there, and the next run begins again.
+    If the run is killed or the disk is full, the damaged file is still in place, and the next run begins again.
 
     Returns:
         Where the damaged file is now, and how many entries were whole; None if another run has replaced it already.
@@ -57,7 +57,7 @@ def replace_damaged(path: Path) -> tuple[Path, int] | None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Nobody stores anything in the file meanwhile, where it is whole enough for that."""
+    """Lock the file against other writers, unless it is too damaged to be locked."""
     with closing(connect(path)) as file:
         try:
             file.execute("BEGIN IMMEDIATE")
@@ -68,7 +68,7 @@ def _held(path: Path) -> Iterator[None]:
 
 
 def _take_over(damaged: Path, path: Path) -> int:
-    """Copy what can be read and is whole into a new store; how many entries that was."""
+    """Copy all readable, undamaged entries into a new store; return how many."""
     with closing(open_file(path)) as new:
         new.execute("BEGIN")
         with suppress(DamagedError), closing(_open_damaged(damaged)) as old:
@@ -91,7 +91,7 @@ def _open_damaged(path: Path) -> sqlite3.Connection:
 
 
 def _readable(file: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """Every entry that can be read, some of them more than once."""
+    """Every readable entry; some come more than once."""
     try:
         yield from file.execute(f"SELECT {COLUMNS} FROM results")
     except sqlite3.Error as error:
@@ -107,7 +107,7 @@ def _readable(file: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
 
 
 def _range(file: sqlite3.Connection, begin: str, order: str) -> Generator[tuple[Any, ...], None, bool]:
-    """Yield the entries whose keys begin so; return False where damage ends them."""
+    """Yield the entries whose keys have this beginning; return False if damage stopped the reading."""
     # One at a time: Python's sqlite3 looks ahead, and would lose the last one before a damaged page.
     select = f"SELECT {COLUMNS} FROM results WHERE key > ? AND key < ? ORDER BY key {order} LIMIT 1"
     after, before = begin, begin + "g"

@@ -1,4 +1,4 @@
-"""Results on disk: what was computed once is not computed again for the same inputs.
+"""Results on disk: a result is computed once, and read for the same inputs from then on.
 
 One SQLite file, an entry per result (`knorm_core.sweeps.store_file`). The key is the SHA-256 of the inputs as
 canonical JSON; inputs and the time of computing are kept beside, readable with ``sqlite3``. Numbers are
@@ -52,7 +52,7 @@ _TRIES, _PAUSE = 200, 0.02  # of an access during which the file is deleted or r
 
 
 class StoreWarning(UserWarning):
-    """Something is wrong with the store; the run goes on, computing what it would have read."""
+    """Something is wrong with the store. The run goes on and computes what it would have read."""
 
 
 class StoredResult(NamedTuple):
@@ -85,7 +85,7 @@ class Store:
         self._checked = False
 
     def get(self, name: str, *candidates: Inputs, decode: Callable[[Any, bytes], Value]) -> StoredResult | None:
-        """The first of the candidates that is stored whole, decoded; None where none is.
+        """The first candidate that is stored and undamaged, decoded; None if there is none.
 
         Args:
             name: what to call the result, should something be wrong with it.
@@ -137,7 +137,7 @@ class Store:
             return None
 
     def _use(self, action: Callable[[sqlite3.Connection], Value]) -> Value:
-        """Do something with the file; where that shows it to be damaged, begin a new one and do it there."""
+        """Do something with the file. If the file turns out to be damaged, replace it and do it with the new one."""
         try:
             return self._with_file(action)
         except (sqlite3.Error, DamagedError) as error:
@@ -151,8 +151,8 @@ class Store:
         return self._with_file(action)
 
     def _with_file(self, action: Callable[[sqlite3.Connection], Value]) -> Value:
-        # Until it was done in the file that is there afterwards: another run may replace a damaged one, and anybody
-        # may delete it, with the journal of a write that is under way.
+        # Try until the file is still the same afterwards: another run may replace a damaged file, and anybody may
+        # delete it, together with the journal of an unfinished write.
         for remaining in reversed(range(_TRIES)):
             opened = _which(self.path)
             try:
@@ -197,7 +197,7 @@ def canonical(inputs: Inputs) -> str:
 
 
 def _which(path: Path) -> tuple[int, int] | None:
-    """What tells the file at this path from one that takes its place."""
+    """Identity of the file at this path: another one that takes its place has another."""
     with suppress(FileNotFoundError):
         status = os.stat(path)
         return status.st_dev, status.st_ino

@@ -29,7 +29,7 @@ _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG}
 
 
 class DamagedError(Exception):
-    """The file is ours and not as we write it."""
+    """The file is a store, but not as we write one."""
 
 
 class ForeignError(Exception):
@@ -37,12 +37,12 @@ class ForeignError(Exception):
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """The file as SQLite has it, whatever is in it."""
+    """Open the file without looking into it."""
     return sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
 
 
 def open_file(path: Path) -> sqlite3.Connection:
-    """The file, made where there is none, with exactly our table in it.
+    """Open the file and check that it holds our table and nothing else; a file that does not exist is made.
 
     Raises:
         DamagedError, ForeignError: it is another.
@@ -75,7 +75,7 @@ def open_file(path: Path) -> sqlite3.Connection:
 
 
 def _mark(file: sqlite3.Connection) -> tuple[int, int, list[bytes]]:
-    """Application id, schema version, and the definition of everything in the file, as of one moment."""
+    """Application id, schema version, and the definitions of all tables, read in one transaction."""
     file.execute("BEGIN")
     [application], [schema] = (file.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version"))
     tables = [sql for [sql] in file.execute("SELECT sql FROM sqlite_master")]
@@ -84,7 +84,7 @@ def _mark(file: sqlite3.Connection) -> tuple[int, int, list[bytes]]:
 
 
 def check(file: sqlite3.Connection) -> None:
-    """Look at the structure of the whole file, 300 MB of it in a second."""
+    """Check the structure of the whole file, at 300 MB a second."""
     [[answer]] = file.execute("PRAGMA integrity_check(1)")
     if answer != b"ok":
         detail = answer.decode().replace("*** in database main ***", "").split()
