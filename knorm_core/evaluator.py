@@ -1,7 +1,7 @@
 """`evaluate`: perplexity of a text under KV-cache compression, and the record of what was evicted.
 
-All ways to it are thin around `Evaluator`: one text in one model, whose settings are checked, and whose model
-is asked what it allows, before anything runs.
+All functions here are thin around `Evaluator`: one text in one model. It checks every setting, and asks once what
+the model allows, before anything runs.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Evaluator:
         return self._stepwise(setting)
 
     def run_shared(self, setting: Setting) -> Evaluation:
-        """The same numbers; phase 1, and what is the same by definition, is computed once for all settings.
+        """The same numbers as `run`, but phase 1, and settings that are equal by definition, are computed only once.
 
         Settings at keep ratio 1 are the same by definition, and so are both position modes where layer 0 is skipped.
         """
@@ -126,7 +126,7 @@ class Evaluator:
         return [Evaluation.of(setting, nll) for nll in onepass.run(self.model, ids, setting)]
 
     def falls_back(self, setting: Setting) -> bool:
-        """Whether one pass was asked for and cannot serve the model; then it is said, once, with the reason."""
+        """Whether one pass was asked for and cannot serve the model; if so, warn once and give the reason."""
         allowed = self._support(setting)
         if setting.method != "onepass" or allowed.method == "onepass":
             return False
@@ -147,7 +147,7 @@ class Evaluator:
 
     @cached_property
     def _anatomy(self) -> Anatomy:
-        """The model as it is seen at this length."""
+        """What is seen of the model at this length."""
         seen = anatomy(self.model, len(self.ids))
         if seen.refusal:
             raise UnsupportedModelError(seen.refusal)

@@ -21,7 +21,7 @@ _OLD = {
 
 
 def find_policy(policy: Any, seed: int = 0) -> Policy:
-    """The policy that is meant, checked.
+    """The policy that a name, or a policy itself, stands for; checked.
 
     >>> find_policy("newest")
     Newest()

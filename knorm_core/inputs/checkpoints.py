@@ -30,11 +30,11 @@ _TEXTS = (".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
 
 
 class ModelNotFoundError(ValueError):
-    """The model that was named is not there, or not in a form that is loaded; the message says where it was sought."""
+    """The named model is missing, or in a form that is not loaded. The message says where it was sought."""
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file: where, the name of its dtype as safetensors has it, and its shape."""
+    """A tensor in a file: the file, the dtype by safetensors' name, and the shape."""
 
     file: str
     dtype: str
@@ -133,7 +133,7 @@ def settings_of(path: Path, what: str) -> dict[str, Any]:
 
 
 def check_regular(folder: Path, what: str) -> None:
-    """Raise a ModelNotFoundError where a file can be waited for or read without an end, or is far too large."""
+    """Raise a ModelNotFoundError for what is no regular file (reading a pipe may never end) or is far too large."""
     for path in sorted(folder.iterdir()):
         try:
             status = path.stat()

@@ -1,4 +1,4 @@
-"""Python's garbage collector, kept out of what it would only slow down or disturb."""
+"""Switching Python's garbage collector off while it would only slow things down or disturb a measurement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """No collection meanwhile, as `timeit` does; afterwards the collector is as it was.
+    """Switch the collector off for the block, as `timeit` does, and back to its former state afterwards.
 
     A collection takes a tenth of a second once transformers is imported, and importing it sets off several.
     """

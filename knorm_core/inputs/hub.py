@@ -1,4 +1,4 @@
-"""The hub: what is fetched from it, at which revision, and whether it is what it should be.
+"""Downloads from the hub: at which revision, and whether they are the files that they should be.
 
 What the suite names is pinned: to a commit, and file by file to a SHA-256. It is taken from the hub's local
 cache without asking anybody; only what is missing there is downloaded. Every file that is used has been
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 
 class Pin(NamedTuple):
-    """Where a repository stands still: its kind, a commit, and the SHA-256 of each file that is used."""
+    """A pinned repository: its kind, a commit, and the SHA-256 of each file that is used."""
 
     kind: str  # "model" or "dataset"
     revision: str
@@ -71,7 +71,7 @@ _INSTEAD = {
 
 
 class HubError(ValueError):
-    """What was asked for could not be had, or is not what it should be: one sentence, with what to do next."""
+    """A download failed, or is not what it should be. The message is one sentence that says what to do next."""
 
 
 class Contents(NamedTuple):
@@ -170,7 +170,7 @@ def _persistently(call: Callable[..., Any], *arguments: Any, **options: Any) -> 
 
 
 def _resume_after_resets() -> None:
-    """Have huggingface_hub take a connection that is reset for one that is closed, which it resumes.
+    """Make huggingface_hub treat a reset connection like a closed one, which it resumes.
 
     Before its version 1 it has no such hooks, and a download begins again after a reset.
     """
@@ -264,7 +264,7 @@ def _sentence(errors: list[BaseException], name: str, kind: str, path: str) -> s
 
 
 def shortened(name: str | os.PathLike[str]) -> str:
-    """A name as a message can show it, however long it is."""
+    """A name, cut to a length that fits into a message."""
     abbreviation = reprlib.Repr()
     abbreviation.maxstring = 200
     return abbreviation.repr(str(name))[1:-1]

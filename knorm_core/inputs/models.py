@@ -86,7 +86,7 @@ def load_model(
 
 @contextlib.contextmanager
 def _default_device_cpu() -> Iterator[None]:
-    """Keep a default device, such as "meta", out of what transformers makes of a file."""
+    """Load with the CPU as the default device, whatever default (such as "meta") the caller has set."""
     if torch.get_default_device().type == "cpu":  # the rule; the context slows every call of torch down
         yield
     else:
@@ -95,7 +95,7 @@ def _default_device_cpu() -> Iterator[None]:
 
 
 def _copy_weights(model: PreTrainedModel) -> None:
-    """Out of the memory-mapped file: under memory pressure its pages are dropped, and read again in mid-forward."""
+    """Copy the weights out of the memory-mapped file: under memory pressure its pages are dropped and read again."""
     for parameter in model.parameters():
         if parameter.dtype != torch.float64:  # which no checkpoint is stored in, so that these are copies already
             parameter.data = parameter.data.clone()

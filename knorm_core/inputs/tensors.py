@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint has a place in the model that was made of it: else another model is evaluated."""
+"""Checks that every tensor of a checkpoint is used by the loaded model: otherwise another model is evaluated."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _check_layers(unexpected: Iterable[str], config: Any, what: str) -> None:
 
 
 def _left_out_by_class(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> set[str]:
-    """What the model's class says that it does not read, and transformers therefore does not name."""
+    """Tensors that the model's class declares as not read, and that transformers therefore does not report."""
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     return {name for name in stored if any(pattern.search(name) for pattern in patterns)}
 

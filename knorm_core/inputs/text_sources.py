@@ -1,4 +1,4 @@
-"""Where characters come from: files shipped here, a local mirror of Wikitext-2 and PG-19, the hub, the user's own.
+"""Sources of texts: files of this package, a local mirror of Wikitext-2 and PG-19, the hub, the user's own files.
 
 A local file is read as bytes, at once and whole, so that what is hashed is what is tokenised.
 """
@@ -30,7 +30,7 @@ _WINDOW = 100_000  # characters, some 24,000 tokens
 
 
 class TextNotFoundError(ValueError):
-    """The text that was named is not there, or not the text it should be; the message says where it was sought."""
+    """The named text is missing, or is not the text that it should be. The message says where it was sought."""
 
 
 def embedded(pattern: str) -> Callable[[Path | None], list[Named]]:

@@ -44,7 +44,7 @@ _seen: ContextVar[Observed] = ContextVar("knorm_seen")
 
 
 def register() -> None:
-    """Hand the attention that looks to transformers, with the masks that a model's own code makes."""
+    """Register the attention that looks with transformers, together with the masks that a model's own code makes."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -91,7 +91,7 @@ def _look(
     attention_mask: torch.Tensor | None,
     **arguments: Any,
 ) -> tuple[torch.Tensor, Any]:
-    """Attention that notes what it is given, and holds a layer's own attention against one pass's on random tensors."""
+    """Attention that records its inputs, and compares a layer's own attention with one pass's on random tensors."""
     seen, layer = _seen.get(), int(module.layer_idx)  # type: ignore[arg-type]
     seen.layers.append(layer)
     seen.keys.append(key)

@@ -36,7 +36,7 @@ def copy_sharing_weights(model: nn.Module) -> nn.Module:
 
 
 def register_attention(name: str, forward: Callable[..., Any]) -> None:
-    """Hand an attention function to transformers, one that knows who sees whom and takes no mask."""
+    """Register with transformers an attention function that decides itself which keys a query sees, without a mask."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -60,7 +60,7 @@ def separate_head(model: nn.Module) -> Head | None:
 
 
 class _Body(nn.Module):
-    """Stands where the layers were: hands its input on as their output."""
+    """Takes the place of the layers: returns its input as their output."""
 
     @property
     def decoder(self) -> nn.Module:  # OPT calls what is within its body

@@ -1,4 +1,4 @@
-"""What is read off a model: its configuration, and the token ids that it takes."""
+"""A language model's configuration, and the token ids that it takes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
 
 
 def check_late_positions(model: nn.Module, ids: torch.Tensor, first_position: int) -> None:
-    """Refuse a text that a model cannot place which counts positions from what follows the padding's.
+    """Refuse a text for which a model that counts positions from after the padding's has too few of them.
 
     Such a model (RoBERTa and its like) has so many positions fewer, and gives padding no position of its own, so that
     every later token's would be another.

@@ -78,7 +78,7 @@ def run(
 
 
 def check_equal_lengths(model: nn.Module, lengths: Sequence[Hashable]) -> None:
-    """Refuse layers of unequal length, which a model whose masks are its own would mask by the length of one."""
+    """Refuse layers of unequal length: a model that makes its own masks uses the length of one layer for all."""
     if len(set(lengths)) > 1:
         raise UnsupportedModelError(
             f"{type(model).__name__} makes its own masks, the same for all layers, so all of them have to be "
@@ -88,7 +88,7 @@ def check_equal_lengths(model: nn.Module, lengths: Sequence[Hashable]) -> None:
 
 
 def _empty_cache(setting: Setting) -> DynamicCache:
-    """A cache whose layers slide as the model's do, whatever its configuration says of them."""
+    """A cache with the windows that were seen in the model, which may not be those of its configuration."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 

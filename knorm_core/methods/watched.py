@@ -1,4 +1,4 @@
-"""The model's own eager attention on a real cache, with what a policy may see of it noted.
+"""The model's own eager attention on a real cache, which records what a policy may see of it.
 
 The stepwise evaluation, the oracle of one pass, gets queries and attention from here: from the code of the model's
 own family, which nobody here wrote.
@@ -68,7 +68,7 @@ _watched: ContextVar[dict[int, Watched]] = ContextVar("knorm_watched")
 
 @contextlib.contextmanager
 def watching(watched: dict[int, Watched] | None) -> Iterator[None]:
-    """Note what the attention calls of this thread see, per layer; None notes nothing."""
+    """Record what the attention calls of this thread see, per layer; with None nothing is recorded."""
     if watched is None:
         yield
         return
