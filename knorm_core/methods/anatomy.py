@@ -231,7 +231,7 @@ def _by_own_code(own: OwnForward, obstacle: str, length: int) -> Anatomy:
     own.must_be_causal()
     apart = []
     for first in _first_positions(own):
-        logits = far.feed_last_repeated(own, own.model, length - 1, first)
+        logits = far.feed_last_repeated(own, length - 1, first)
         apart.append(distance(logits, own.logits[-1:]))
         if apart[-1] <= own.tolerance:
             return Anatomy(len(own.pairs), {}, first, obstacle, None)

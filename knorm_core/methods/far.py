@@ -74,9 +74,9 @@ def feed_last(own: OwnForward, looking: nn.Module, length: int, first_position: 
         _seen.reset(token)
 
 
-def feed_last_repeated(own: OwnForward, model: nn.Module, length: int, first_position: int) -> torch.Tensor:
+def feed_last_repeated(own: OwnForward, length: int, first_position: int) -> torch.Tensor:
     """The last token once more, on a real cache of ``length`` keys or some fewer that holds every key equally often."""
-    return _last(own, model, repeated_cache(own.pairs, length), first_position)
+    return _last(own, own.model, repeated_cache(own.pairs, length), first_position)
 
 
 def _last(own: OwnForward, model: nn.Module, cache: Any, first_position: int) -> torch.Tensor:
