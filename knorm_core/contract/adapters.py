@@ -137,9 +137,9 @@ def for_budget(
     Args:
         make: from the number of keys to keep, of the longest layer, to a callable over a list of pairs. It is
             made anew for each call.
-        claims: as for `each_layer`.
+        claims: as for `each_layer`; layers of equal length are claimed with any of them, since there is one budget.
     """
-    claims = claims or replace(UNGATED, count=count, equal_lengths=True)
+    claims = replace(claims or replace(UNGATED, count=count), equal_lengths=True)
 
     def made_and_called(past_key_values: list[Pair], keep_ratio: float) -> Any:
         longest = max(keys.shape[2] for keys, _ in past_key_values)

@@ -28,6 +28,8 @@ _DERIVED = (
     "single_heads",
     "short_layers",
     "unprotected",
+    "comparable",
+    "traceable",
 )
 _OFF: dict[str, Any] = {"count": None, "skip_layers": False}
 
@@ -102,6 +104,8 @@ class Check:
             return ""
         if diagnosis.unusable:
             return f"not answered: see {diagnosis.unusable}"
+        if self.name in diagnosis.explained:
+            return f"not answered: see {diagnosis.explained[self.name]}"
         if self.applies(subject.claims) and not self.applies(diagnosis.claims):
             return f"not answered: see {', '.join(diagnosis.counterexamples)}"
         return ""
@@ -118,8 +122,10 @@ class Check:
 
     def _claim(self, subject: Any, counterexample: Counterexample) -> str:
         claims = type(subject.claims).__name__
-        if counterexample.exempts:
-            return f"{claims}({describe(counterexample.exempts)}) says that this is all it promises"
+        exempts = counterexample.exempts
+        if exempts:
+            says = "that this is all it promises" if any(exempts.values()) else "that it is not promised"
+            return f"{claims}({describe(exempts)}) says {says}"
         switches = [need for need in self.needs if need not in _DERIVED]
         if switches and self.group != EVALUATOR_GROUP:
             return f"{claims}({describe({switches[-1]: _OFF.get(switches[-1], False)})}) says that it is not promised"

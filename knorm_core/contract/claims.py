@@ -58,12 +58,17 @@ class Claims:
         count: rule (length, keep_ratio) to the number of keys kept, or None: no rule is promised.
         threshold: takes ``prune_after``, and compresses a layer exactly if it holds at least that many
             keys. False: it is called without the argument and compresses every time.
+        at_threshold: a layer of exactly ``prune_after`` keys is compressed; False: only longer ones are.
         skip_layers: takes ``skip_layers``. False: it is called without the argument.
         order: survivors stay in temporal order.
         leaves_input: the cache that is passed in is not modified.
+        unmerged: survivors are keys and values as they were fed; False for methods that merge what they evict
+            into what stays.
         copies: a compressed layer has storage of its own, so that what was evicted is freed.
         value_dim: values may be wider or narrower than keys.
         layers: each layer is compressed as if it were alone.
+        rows: each row of a batch is compressed as if it were alone.
+        deterministic: the same call gives the same survivors.
         refuses_ratio: keep ratios outside (0, 1] raise.
         key_norm: the keys of smallest L2 norm survive; without it none of the key-norm checks apply.
         sinks, recent: so many first and latest tokens survive whatever their norm, within the kept count.
@@ -84,12 +89,16 @@ class Claims:
 
     count: CountRule | None = kept_count
     threshold: bool = True
+    at_threshold: bool = True
     skip_layers: bool = True
     order: bool = True
     leaves_input: bool = True
+    unmerged: bool = True
     copies: bool = True
     value_dim: bool = True
     layers: bool = True
+    rows: bool = True
+    deterministic: bool = True
     refuses_ratio: bool = True
     key_norm: bool = True
     sinks: int = 0
@@ -136,6 +145,16 @@ class Claims:
     def unprotected(self) -> bool:
         """No token survives for its position."""
         return not self.sinks and not self.recent
+
+    @property
+    def comparable(self) -> bool:
+        """Two calls can be compared: neither of them chooses at random."""
+        return self.deterministic
+
+    @property
+    def traceable(self) -> bool:
+        """Each survivor can be told to be one of the tokens that were fed."""
+        return self.unmerged
 
     @property
     def single_heads(self) -> bool:

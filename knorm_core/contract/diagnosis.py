@@ -8,19 +8,20 @@ from typing import Any
 
 from knorm_core.contract.adapters import Compressor
 from knorm_core.contract.causes import explanation
+from knorm_core.contract.compressor_causes import CAUSES, another_rule
 from knorm_core.contract.findings import Counterexample, Diagnosis
 from knorm_core.contract.limits import LIMITS
 
 
 @functools.lru_cache(maxsize=64)
 def diagnose(subject: Any) -> Diagnosis:
-    """Look once for what a compressor cannot be given, or for what explains an evaluator's losses."""
-    return _limits(subject) if isinstance(subject, Compressor) else explanation(subject)
+    """Look once for what a compressor cannot be given and for what explains its survivors, or an evaluator's losses."""
+    return _compressor(subject) if isinstance(subject, Compressor) else explanation(subject)
 
 
-def _limits(compressor: Compressor) -> Diagnosis:
+def _compressor(compressor: Compressor) -> Diagnosis:
     claims, counterexamples = compressor.claims, {}
-    for name, look in LIMITS.items():
+    for name, look in (LIMITS | CAUSES).items():
         try:
             look(compressor.held_to(claims))
         except Counterexample as broken:
@@ -28,4 +29,11 @@ def _limits(compressor: Compressor) -> Diagnosis:
             if not broken.exempts:
                 return Diagnosis(claims, counterexamples, unusable=name)
             claims = replace(claims, **broken.exempts)
-    return Diagnosis(claims, counterexamples)
+    rule = another_rule(compressor.held_to(claims))
+    if rule is None:
+        return Diagnosis(claims, counterexamples)
+    name, other = rule
+    counterexamples[name] = other
+    if not other.explains:
+        claims = replace(claims, **other.exempts)
+    return Diagnosis(claims, counterexamples, explained=dict.fromkeys(other.explains, name))

@@ -9,6 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep  # exceptions are placed where it is called from
+
 
 class Finding(AssertionError):
     """A check failed. The message names the promise, the smallest counter-example, and how to see it again.
@@ -85,12 +89,20 @@ class Counterexample(Exception):
 
     Attributes:
         exempts: the changes of its claims under which the subject would not be held to what broke here.
+        explains: names of the checks that would say the same in other words. Where there are any, all others
+            go on under the claims that were made.
     """
 
     def __init__(
-        self, broken: Broken, example: list[str], snippet: str, exempts: Mapping[str, Any] | None = None
+        self,
+        broken: Broken,
+        example: list[str],
+        snippet: str,
+        exempts: Mapping[str, Any] | None = None,
+        explains: tuple[str, ...] = (),
     ) -> None:
-        self.broken, self.example, self.snippet, self.exempts = broken, example, snippet, exempts or {}
+        self.broken, self.example, self.snippet = broken, example, snippet
+        self.exempts, self.explains = exempts or {}, explains
         # Kept for as long as its subject: it must not keep the frames, and so the models, that it came through.
         broken.__traceback__ = broken.__cause__ = broken.__context__ = None
 
@@ -103,16 +115,19 @@ class Diagnosis:
         claims: those of the subject, narrowed by everything that was found.
         counterexamples: what was found, by the name of the check that reports it.
         unusable: name of the check that says why nothing else can be asked, or "".
+        explained: by name of a check that would say the same again, that of the check that says it.
     """
 
     claims: Any
     counterexamples: dict[str, Counterexample] = field(default_factory=dict)
     unusable: str = ""
+    explained: Mapping[str, str] = field(default_factory=dict)
 
 
 def crashed(expected: str, error: Exception, **where: Any) -> Broken:
     """The broken promise of a call that raised."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if not frame.filename.startswith(_TORCH)), frames[-1])
     place = f"{os.path.basename(frame.filename)}:{frame.lineno}, in {frame.name}"
     return Broken(
         expected=expected,

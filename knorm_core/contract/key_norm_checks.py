@@ -31,7 +31,7 @@ def keeps_the_lowest(trial: Trial, case: CacheCase, keep_ratio: float) -> None:
     same_survivors(expected, kept, keys.shape[2], norms=norms)
 
 
-@check(KEY_NORM, "key_norm")
+@check(KEY_NORM, "comparable", "traceable", "key_norm")
 def lowest_norms_survive(compressor: Compressor) -> None:
     """In every row and KV head, the keys of smallest L2 norm survive.
 
@@ -41,7 +41,7 @@ def lowest_norms_survive(compressor: Compressor) -> None:
     for_every(compressor, keeps_the_lowest, case=cases(compressor), keep_ratio=ratios())
 
 
-@check(KEY_NORM, "key_norm", "ties")
+@check(KEY_NORM, "comparable", "traceable", "key_norm", "ties")
 def equal_norms_keep_the_earlier(compressor: Compressor) -> None:
     """Of keys with equal norm, the earlier token survives.
 
@@ -55,7 +55,7 @@ def equal_norms_keep_the_earlier(compressor: Compressor) -> None:
     for_every(compressor, keeps_the_lowest, case=case, keep_ratio=ratios())
 
 
-@check(KEY_NORM, "high_precision", "key_norm", "rounded")
+@check(KEY_NORM, "comparable", "traceable", "high_precision", "key_norm", "rounded")
 def rounding_noise_decides_nothing(compressor: Compressor) -> None:
     """Norms that differ by float32 rounding noise count as equal: the earlier token survives.
 
@@ -66,7 +66,7 @@ def rounding_noise_decides_nothing(compressor: Compressor) -> None:
     for_every(compressor, keeps_the_lowest, case=case, keep_ratio=ratios())
 
 
-@check(KEY_NORM, "low_precision", "short_layers", "key_norm", "float32_norms")
+@check(KEY_NORM, "comparable", "traceable", "low_precision", "short_layers", "key_norm", "float32_norms")
 def low_precision_keys_are_scored_in_float32(compressor: Compressor) -> None:
     """Norms of bfloat16 and float16 keys are computed in at least float32.
 
@@ -88,7 +88,7 @@ def low_precision_keys_are_scored_in_float32(compressor: Compressor) -> None:
     for_every(compressor, holds, case=case, keep_ratio=ratios())
 
 
-@check(KEY_NORM, "key_norm")
+@check(KEY_NORM, "comparable", "traceable", "key_norm")
 def scale_changes_nothing(compressor: Compressor) -> None:
     """Scaling all keys by a power of two leaves the survivors as they are.
 
@@ -113,7 +113,7 @@ def scale_changes_nothing(compressor: Compressor) -> None:
     )
 
 
-@check(KEY_NORM, "high_precision", "key_norm")
+@check(KEY_NORM, "comparable", "traceable", "high_precision", "key_norm")
 def rotation_changes_nothing(compressor: Compressor) -> None:
     """Rotating keys as RoPE does leaves the survivors as they are, whatever the positions.
 
@@ -130,7 +130,7 @@ def rotation_changes_nothing(compressor: Compressor) -> None:
     for_every(compressor, holds, case=case, keep_ratio=ratios(), position=st.integers(0, 5000))
 
 
-@check(KEY_NORM, "key_norm")
+@check(KEY_NORM, "comparable", "traceable", "key_norm")
 def heads_choose_for_themselves(compressor: Compressor) -> None:
     """Permuting the KV heads permutes the survivors with them.
 
@@ -150,7 +150,7 @@ def heads_choose_for_themselves(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor, kv_heads=st.integers(2, 4)), keep_ratio=ratios())
 
 
-@check(KEY_NORM, "unprotected", "key_norm")
+@check(KEY_NORM, "comparable", "traceable", "unprotected", "key_norm")
 def position_decides_nothing(compressor: Compressor) -> None:
     """The same keys in reverse order leave the same keys: only norms count, not positions.
 
@@ -167,7 +167,7 @@ def position_decides_nothing(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor), keep_ratio=ratios())
 
 
-@check(KEY_NORM, "key_norm")
+@check(KEY_NORM, "comparable", "traceable", "key_norm")
 def values_decide_nothing(compressor: Compressor) -> None:
     """Other values with the same keys leave the same survivors.
 
@@ -182,7 +182,7 @@ def values_decide_nothing(compressor: Compressor) -> None:
     for_every(compressor, holds, case=cases(compressor, head_dim=8), keep_ratio=ratios())
 
 
-@check(KEY_NORM, "key_norm")
+@check(KEY_NORM, "comparable", "traceable", "key_norm")
 def smaller_ratio_keeps_a_subset(compressor: Compressor) -> None:
     """What survives at a smaller keep ratio also survives at a larger one.
 

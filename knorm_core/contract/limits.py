@@ -7,17 +7,13 @@ smallest case and the claim that states it, and all other checks go on within it
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from knorm_core.contract.adapters import Compressor
-from knorm_core.contract.cases import CacheCase, lowest_norms
+from knorm_core.contract.cases import CacheCase
 from knorm_core.contract.claims import Claims, by_binary_ceil, by_floor, by_rounding, kvpress_count
 from knorm_core.contract.findings import Broken
-from knorm_core.contract.tracing import origins, same_survivors
 from knorm_core.contract.trials import Trial
 from knorm_core.counts import kept_count
 
@@ -129,6 +125,13 @@ def count_rule(compressor: Compressor) -> None:
                 except Broken:
                     return  # a crash is for the checks to find
                 seen.append((trial, length, ratio, after[0][0].shape[2]))
+    if seen and all(kept == length for _, length, _, kept in seen):
+        trial, length, ratio, _ = seen[0]
+        broken = Broken(
+            expected=expected_count(claims, length, ratio),
+            got=f"{length} keys: nothing is ever evicted, from layers of {seen[0][1]} to {seen[-1][1]} keys",
+        )
+        raise trial.counterexample(broken, count=None, threshold=False)
     wrong = [call for call in seen if call[3] != claims.count(*call[1:3])]
     rules = [rule for rule in RULES if all(rule(length, ratio) == kept for _, length, ratio, kept in seen)]
     if wrong and rules:
@@ -138,40 +141,6 @@ def count_rule(compressor: Compressor) -> None:
             got=f"{kept} keys; every count that was tried is that of the rule {rules[0].__name__}",
         )
         raise trial.counterexample(broken, count=rules[0])
-
-
-def protected_tokens(compressor: Compressor) -> None:
-    """No token survives for being among the first or the latest, or so many always do."""
-    claims = compressor.claims
-    if not claims.key_norm or not claims.unprotected:
-        return
-    calls = []
-    for seed in range(8):
-        trial = Trial(compressor)
-        try:
-            call = trial.compress(tame(claims).but(seed=seed), 0.5)
-            index = origins(call.before[0], call.after[0]).sort(dim=-1).values
-        except Broken:
-            return  # for the checks to find
-        calls.append((trial, call.before[0][0], index))
-    kept = calls[0][2].shape[-1]
-    for sinks, recent in sorted(itertools.product(range(9), range(9)), key=sum):
-        agree = [torch.equal(lowest_norms(keys, kept, sinks, recent), index) for _, keys, index in calls]
-        if sinks + recent < kept and all(agree):
-            break
-    else:
-        return
-    if sinks or recent:
-        trial, keys, index = next(call for call in calls if not torch.equal(lowest_norms(call[1], kept), call[2]))
-        protected = " and ".join(
-            f"the {which} {count}" for which, count in (("first", sinks), ("latest", recent)) if count
-        )
-        try:
-            same_survivors(lowest_norms(keys, kept), index, keys.shape[2])
-        except Broken as broken:
-            broken.got += f": exactly the lowest norms once {protected} of the tokens always stay"
-            exempts = {name: count for name, count in (("sinks", sinks), ("recent", recent)) if count}
-            raise trial.counterexample(broken, **exempts) from None
 
 
 #: By the name of the check that reports it, in the order in which they are looked for.
@@ -185,7 +154,6 @@ LIMITS: dict[str, Callable[[Compressor], None]] = {
     "takes_every_float_dtype": every_dtype,
     "takes_layers_of_any_length": several_layers,
     "keeps_the_declared_count": count_rule,
-    "position_decides_nothing": protected_tokens,
 }
 
 

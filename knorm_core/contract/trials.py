@@ -113,9 +113,9 @@ class Trial:
         ours = ["CacheCase", *self.compressor.adapters()]
         return "\n".join([f"from knorm_core.contract import {', '.join(ours)}", self.compressor.imports, *calls])
 
-    def counterexample(self, broken: Broken, **exempts: Any) -> Counterexample:
+    def counterexample(self, broken: Broken, explains: tuple[str, ...] = (), **exempts: Any) -> Counterexample:
         """What broke, with the calls that show it."""
-        return Counterexample(broken, self.example(), self.snippet(), exempts)
+        return Counterexample(broken, self.example(), self.snippet(), exempts, explains)
 
 
 def for_every(compressor: Compressor, holds: Callable[..., None], **drawn: st.SearchStrategy[Any]) -> None:
@@ -176,7 +176,7 @@ def cases(compressor: Compressor, layers: int = 1, dtypes: tuple[str, ...] = (),
         lengths = count.flatmap(lambda layers: st.tuples(*[length] * layers))
     drawn: dict[str, Any] = {
         "lengths": lengths,
-        "batch": st.integers(1, min(2, claims.max_batch or 2)),
+        "batch": st.integers(1, min(2, claims.max_batch or 2) if claims.rows else 1),
         "kv_heads": st.integers(claims.min_heads, max(3, claims.min_heads)),
         "head_dim": st.sampled_from([4, 8]),
         "dtype": st.sampled_from([name for name in claims.dtypes if not dtypes or name in dtypes]),

@@ -62,7 +62,7 @@ def test_the_message_names_promise_example_expectation_and_how_to_see_it() -> No
         "            head 0",
         "            norms [1.1, 1]",
         "  expected  tokens [1] to stay",
-        "  got       tokens [0]",
+        "  got       tokens [0]: exactly the highest norms",
         "  picture   fed       0 1",
         "            expected  . 1",
         "            got       0 .",
