@@ -42,3 +42,4 @@ html_static_path = ["_static"]
 html_css_files = ["knorm.css"]
 html_copy_source = False
 html_show_copyright = False
+html_show_search_summary = False  # it would fetch pages, which a browser refuses for files on disk
