@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-#: float32 tables move by up to 1.5 % between instruction sets; a printed number also by a unit of its last digit.
+#: float32 tables move by up to 1.5 % between instruction sets; a change in per cent also by a unit of its last digit.
 _RELATIVE = 0.015
 
 
@@ -45,9 +45,16 @@ def _pattern(wanted: str) -> str:
 
 
 def _close(wanted: str, match: re.Match[str]) -> bool:
-    return all(
-        abs(float(said) - float(got)) <= max(_RELATIVE * float(said), 1.01 * 10.0 ** -len(said.partition(".")[2]))
-        if "." in said or float(said) > 50
-        else said == got or abs(float(said) - float(got)) <= 1
-        for said, got in zip(_NUMBER.findall(wanted), match.groups(), strict=True)
-    )
+    pairs = list(zip(_NUMBER.finditer(wanted), match.groups(), strict=True))
+    return all(_same(said[0], got, exact=said.start() == 0, change="%" in wanted) for said, got in pairs)
+
+
+def _same(said: str, got: str, *, exact: bool, change: bool) -> bool:
+    """Whether a printed number is the one that is said: what begins a line is a setting, a whole number a count."""
+    if said == got:
+        return True
+    decimals = len(said.partition(".")[2])
+    if exact or not (decimals or change):
+        return False
+    unit = 1.01 * 10.0**-decimals if change else 0.0
+    return abs(float(said) - float(got)) <= max(_RELATIVE * float(said), unit)

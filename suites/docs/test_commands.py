@@ -129,5 +129,6 @@ def test_what_is_not_printed_is_missed():
     table = "title\n│ 0.9 │ 48.04 │ +12 % │\n│ 0.5 │ 48.17 │ [+2.1, +31] │"
     assert missing("0.9   48.04   +12 %\n0.5  48.17 …", table) is None
     assert missing("0.9   48.30   +12 %", table) is None, "float32 moves that far"
-    for other in ("0.9 49.04 +12 %", "0.9 48.04 +21 %", "0.9 48.04 −12 %", "0.7 48.04", "48.17\n48.04"):
+    for other in ("0.9 49.04 +12 %", "0.9 48.04 +21 %", "0.9 48.04 −12 %", "0.7 48.04", "48.17\n48.04", "0.8 48.04"):
         assert missing(other, table) is not None
+    assert missing("7 failed, …", "8 failed, 28 passed") == "7 failed, …"
