@@ -125,8 +125,9 @@ def test_every_command_is_run_or_says_what_it_needs(block: Block):
     for command, needs in block.commands:
         if needs or re.match(r"(knorm|pytest|python -m knorm_core)( |$)", command):
             continue  # suites/docs/test_commands.py runs those that need nothing
-        line = BY_CI[command.removeprefix(_OWN_TOX).strip()]
-        assert line in (ROOT / ".ci/run").read_text("utf-8").splitlines()
+        typed = command.removeprefix(_OWN_TOX).strip()
+        assert typed in BY_CI, f"no test runs {command!r}: say what it needs after it, # needs …"
+        assert BY_CI[typed] in (ROOT / ".ci/run").read_text("utf-8").splitlines()
 
 
 def test_every_environment_that_a_page_names_is_one_of_tox():
