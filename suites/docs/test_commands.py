@@ -74,7 +74,7 @@ def reader(tmp_path, monkeypatch, own_model):
     for file in ("story.txt", "texts/a.txt"):
         (folder / file).write_text(STORY, encoding="utf-8")
     for results in ("results", "results/before", "results/after"):
-        write_results(Results(tables=all_tables()), folder / results)
+        write_results(folder / results, Results(tables=all_tables()))
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, module in TYPED.items():
