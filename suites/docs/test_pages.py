@@ -108,12 +108,6 @@ def test_headings_that_other_pages_link_to_are_there():
             assert link[1] in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-def test_every_page_of_the_docs_is_in_a_table_of_contents():
-    listed = set(re.findall(r"^([\w/-]+)$", (ROOT / "docs/index.md").read_text("utf-8"), flags=re.MULTILINE))
-    pages = {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in PAGES if page != README} - {"index"}
-    assert pages - listed == set()
-
-
 @pytest.mark.parametrize("block", all_blocks(), ids=str)
 def test_every_block_says_what_it_is(block: Block):
     assert block.language in {"sh", "python", "text", "yaml"}
@@ -146,7 +140,8 @@ def test_every_environment_that_a_page_names_is_one_of_tox():
 )
 def test_the_reference_has_every_public_name(page, names):
     text = (ROOT / f"docs/reference/{page}.md").read_text("utf-8")
-    assert sorted(re.findall(r"^\.\. (?:auto\w+|py:data):: (\w+)$", text, flags=re.MULTILINE)) == sorted(names)
+    listed = re.findall(r"^\.\. (?:auto\w+|py:data):: (\w+)$", text, flags=re.MULTILINE)
+    assert (set(names) - set(listed), set(listed) - set(names)) == (set(), set()), "missing there, and not public"
 
 
 def test_the_options_page_has_every_option():
