@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import transformers
 
+from knorm_core.inputs.models import model_folder
+from knorm_core.inputs.tokenizers import load_tokenizer
 from knorm_core.results.file import write_results
 from knorm_core.results.records import Results
 from suites.docs.pages import PAGES, ROOT, Block, blocks
 from suites.docs.printed import missing
-from suites.hub.content import tokenizer_files
 from suites.report.made_up import all_tables
 
 STORY = "The ferry left at nine. Nobody had counted the passengers, and nobody would. " * 40
@@ -52,13 +53,14 @@ WITH_CODE = [page for page in PAGES if any(_runs(block) for block in blocks(page
 
 @pytest.fixture(scope="module")
 def own_model(tmp_path_factory):
+    """Tiny and random, with a tokenizer of a usual size: the samples of 150 to 223 tokens are its own, too."""
     folder = tmp_path_factory.mktemp("own") / "my-model"
+    tokenizer = load_tokenizer(model_folder("smollm2-135m"))
     config = transformers.LlamaConfig(
-        vocab_size=800, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for name, content in tokenizer_files().items():
-        (folder / name).write_bytes(content)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
