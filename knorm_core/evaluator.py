@@ -232,8 +232,9 @@ def evaluate_table(
     """`evaluate_rows` for every position mode and keep ratio.
 
     Args:
-        model, input_ids, **arguments: as for `evaluate`.
+        model, input_ids: as for `evaluate`.
         keep_ratios, positions: the rows.
+        **arguments: as for `evaluate`.
 
     Returns:
         Evaluation by (positions, keep_ratio), the same numbers as `evaluate` gives.
@@ -254,8 +255,9 @@ def evaluate_batch(
     tokens do, and longer ones go one by one, since a batch of them takes as long.
 
     Args:
-        model, **arguments: as for `evaluate`; the same for all texts.
+        model: as for `evaluate`.
         input_ids: (batch, n).
+        **arguments: as for `evaluate`; the same for all texts.
 
     Returns:
         An evaluation per text, in order, the same numbers as `evaluate` gives.

@@ -103,7 +103,7 @@ def page(audited: list[Audited]) -> str:
         f"Made by `{COMMAND}`; do not edit. `tox -e wild -- --knorm-wild DIR` repeats it on your own clones, each at "
         "the commit named here. Nothing of theirs is part of this repository. A finding is listed only if it was "
         "read off the lines that are linked as well. It says that a promise of "
-        "[the contract](../suites/contract/README.md) is not kept, which the authors may never have made; the last "
+        "[the contract](reference/contract.md) is not kept, which the authors may never have made; the last "
         "column says whether numbers change.",
         "",
         "| implementation | method | what it claims | findings | of which change numbers |",
