@@ -47,7 +47,8 @@ def test_a_policy_that_looks_within_feeds_phase_1_itself():
     model, ids = tiny_model("llama"), random_ids(97)
     rows = {policy: {"policy": policy, **HALF} for policy in (HiddenStates(), LagKV(lag=5))}
     for policy, result in evaluate_rows(model, ids, rows).items():  # which share phase 1 where they can
-        assert torch.equal(result.nll, evaluate(model, ids, policy=policy, **HALF).nll)
+        alone = evaluate(model, ids, policy=policy, **HALF).nll
+        torch.testing.assert_close(result.nll, alone, rtol=0, atol=1e-10)
     hooks = [module for module in model.modules() if module._forward_pre_hooks]
     assert hooks == []
 
@@ -117,7 +118,7 @@ def test_pyramidkv_is_snapkv_with_those_counts():
         "even": {"policy": SnapKV(window=3, kernel=3), **HALF},
     }
     results = evaluate_rows(model, ids, rows)
-    assert torch.equal(results["pyramid"].nll, results["snapkv"].nll)
+    torch.testing.assert_close(results["pyramid"].nll, results["snapkv"].nll, rtol=0, atol=1e-10)
     assert float((results["pyramid"].nll - results["even"].nll).abs().max()) > 1e-2
 
 
@@ -326,7 +327,8 @@ def fitted():
 
 @pytest.mark.parametrize("family", PROMISED)
 def test_one_pass_with_q_filters_equals_stepwise(family, fitted):
-    model, ids = tiny_model(family), random_ids(97)
+    # Each token but once: a score is not rounded, and a token that comes twice may have the same key.
+    model, ids = tiny_model(family), torch.randperm(97, generator=torch.Generator().manual_seed(0))
     for arguments in (HALF, {"when": "fixed_budget", "budget": 30, "sinks": 2}, HALF | {"positions": "cache"}):
         onepass = evaluate(model, ids, policy=fitted[family], **arguments)
         assert_equal(family, onepass, evaluate(model, ids, policy=fitted[family], method="stepwise", **arguments))
@@ -338,12 +340,13 @@ def test_directions_are_the_main_singular_vectors_of_all_queries(fitted):
     for length, seed in ((90, 7), (70, 8)):
         arguments = Arguments(keep_ratio=1.0, prune_after=length, adjust=False, score_from="start")
         setting = check_setting(arguments, seq_len=length + 1, layers=3, sliding={})
-        queries.append([fed[0][0] for fed in feed_prefix(model, random_ids(length, seed), setting).fed])
+        text = torch.cat([random_ids(length, seed), torch.tensor([0])])  # the last token is scored, not fed
+        queries.append([fed[0][0] for fed in feed_prefix(model, text, setting).fed])
     for layer, vectors in enumerate(fitted["llama"].directions.vectors):
         for head in range(2):
             directions = []
             for each in (2 * head, 2 * head + 1):
-                rows = torch.cat([text[layer][each] for text in queries])
+                rows = torch.cat([of_text[layer][each] for of_text in queries])
                 left, _, right = torch.linalg.svd(rows, full_matrices=False)
                 majority = 1 if float((left[:, 0] > 0).double().mean()) > 0.5 else -1
                 directions.append(majority * right[0])
