@@ -18,6 +18,8 @@ from knorm_core.inputs.texts import Text as Text
 from knorm_core.inputs.texts import TextNotFoundError as TextNotFoundError
 from knorm_core.inputs.texts import load_texts as load_texts
 from knorm_core.latency import measure_latency as measure_latency
+from knorm_core.methods.fitting import fit_q_filters as fit_q_filters
+from knorm_core.methods.press_policy import press_policy as press_policy
 from knorm_core.policies import POLICIES as POLICIES
 from knorm_core.policy import Policy as Policy
 from knorm_core.policy import PolicyError as PolicyError

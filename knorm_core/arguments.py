@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from knorm_core.cache import check_skip_layers
 from knorm_core.counts import WHEN, check_choice, check_int, check_keep_ratio, effective_prune_after
+from knorm_core.division import divided_budget, divided_ratio
 from knorm_core.policy import Policy
 from knorm_core.policy_names import find_policy
 from knorm_core.selection import UNPROTECTED, Protection
@@ -28,7 +29,8 @@ class Arguments:
     """The arguments of `knorm_core.evaluate` besides model and text, with their defaults.
 
     Attributes:
-        keep_ratio: share of keys that an eviction keeps, in (0, 1]; 1 never evicts. Or one per layer.
+        keep_ratio: share of keys that an eviction keeps, in (0, 1]; 1 never evicts. Or one per layer. Some policies
+            (pyramidkv) divide it among the layers themselves.
         prune_after: cache length in tokens from which a layer is compressed.
         positions: "absolute" feeds token i with position i; "cache" with the length of layer 0's cache,
             as transformers does when nobody passes positions; "rerotated" the same, with the survivors of
@@ -127,13 +129,17 @@ def check_setting(
     policy = find_policy(arguments.policy, arguments.seed)
     if arguments.compressor is not None and not callable(arguments.compressor):
         raise TypeError(f"compressor={arguments.compressor!r} is not callable")
+    skip_layers = check_skip_layers(arguments.skip_layers, layers)
+    compressed = [layer for layer in range(layers) if layer not in skip_layers | sliding.keys()]
     ratio = budget = None
     if arguments.when == "fixed_budget":
-        budget = _check_budget(arguments, layers)
+        budget = divided_budget(policy, _check_budget(arguments, layers), compressed, most=seq_len - 2)
         start = max(budget)
     else:
         ratio = _check_ratio(arguments, layers)
         start = effective_prune_after(seq_len, arguments.prune_after) if arguments.adjust else arguments.prune_after
+        if arguments.compressor is None:
+            ratio = divided_ratio(policy, ratio, compressed, start, once=arguments.when == "after_prefill")
     first_scored = 1 if arguments.score_from == "start" else start + 1
     if first_scored >= seq_len:
         raise NoEvictionError(
@@ -150,7 +156,7 @@ def check_setting(
         positions=arguments.positions,
         policy=policy,
         protection=_check_protection(arguments, policy),
-        skip_layers=check_skip_layers(arguments.skip_layers, layers),
+        skip_layers=skip_layers,
         sliding=sliding,
         when=arguments.when,
         first_eviction_after=arguments.first_eviction_after,
@@ -207,7 +213,7 @@ def _per_layer(name: str, value: Any, layers: int) -> Sequence[Any]:
 def _check_protection(arguments: Arguments, policy: Policy) -> Protection:
     given = Protection(check_int("sinks", arguments.sinks, 0), check_int("recent", arguments.recent, 0))
     if arguments.compressor is None:
-        return Protection(given.sinks, max(given.recent, policy.recent))
+        return Protection(max(given.sinks, policy.sinks), max(given.recent, policy.recent))
     if given != UNPROTECTED:
         raise ValueError(
             f"sinks={given.sinks} and recent={given.recent} go with a policy: compressor alone decides who stays"
@@ -222,7 +228,8 @@ def _check_room(setting: Setting) -> None:
         for _, before, after in schedule:
             if sinks + recent > after:
                 asked = f"budget={setting.budget[layer]}" if setting.budget else f"keep_ratio={setting.given_ratio}"
-                whose = f" of policy {setting.policy!r}" if setting.policy.recent == recent > 0 else ""
+                own = setting.policy.sinks == sinks > 0 or setting.policy.recent == recent > 0
+                whose = f" of policy {setting.policy!r}" if own else ""
                 raise ValueError(
                     f"sinks={sinks} and recent={recent}{whose} protect {sinks + recent} keys, and {asked} keeps "
                     f"{after} of {before}: protect fewer, or keep more"
@@ -239,9 +246,14 @@ def _check_rerotated(setting: Setting) -> None:
             f"length have no position in common for the next token"
         )
     if len(set(setting.schedules)) > 1:
+        what = (
+            f"policy {setting.policy!r}, which keeps more in some layers than in others,"
+            if setting.policy.divides
+            else "keep_ratio or budget by layer"
+        )
         raise ValueError(
-            "keep_ratio or budget by layer does not go with positions='rerotated': layers of unequal length have no "
-            "position in common for the next token"
+            f"{what} does not go with positions='rerotated': layers of unequal length have no position in common for "
+            f"the next token"
         )
     if setting.sliding:
         raise UnsupportedModelError(

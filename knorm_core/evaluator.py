@@ -87,6 +87,8 @@ class Evaluator:
             key: check_setting(arguments, seq_len=len(self.ids), layers=layers, sliding={})
             for key, arguments in asked.items()
         }
+        for policy in {setting.policy for setting in settings.values() if setting.compressor is None}:
+            policy.check(self.model, self.ids)
         seen = self._anatomy
         if seen.windows or seen.first_position or seen.layers != layers:
             settings = {key: self._checked(arguments) for key, arguments in asked.items()}

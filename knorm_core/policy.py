@@ -12,29 +12,14 @@ later. That is what lets one pass play all evictions of a layer forward (`knorm_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cached_property
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
-#: What a score may look at. Each sees all that the one before it sees.
-READS = ("key", "cache", "queries", "attention")
-_READER = {
-    "keys": "key",
-    "positions": "key",
-    "values": "cache",
-    "fed": "cache",
-    "state": "cache",
-    "queries": "queries",
-    "query_attention": "queries",
-    "attention": "attention",
-    "received": "attention",
-}
-
-
-class PolicyError(ValueError):
-    """A policy does not do what the engine needs of it; the message names policy, layer and what was expected."""
+from knorm_core.seen import READS as READS
+from knorm_core.seen import PolicyError as PolicyError
+from knorm_core.seen import Seen as Seen
 
 
 class Policy:
@@ -50,13 +35,19 @@ class Policy:
             - ``"cache"``: all keys and values that are alive at the eviction.
             - ``"queries"``: also the layer's latest queries.
             - ``"attention"``: also the attention that the alive keys received.
-        query_window: with ``"queries"`` and ``"attention"``, how many of the latest queries ``seen.queries``
-            holds; None for all since the start of the text.
-        recent: latest tokens that the policy itself protects, beside those that `evaluate` is told to.
+            - ``"hidden_states"``: also what entered the layer's attention, and its module.
+        query_window: with ``"queries"`` and more, how many of the latest queries ``seen.queries`` holds; None for
+            all since the start of the text.
+        unrotates: whether ``score`` looks at ``seen.unrotated_queries``, ``seen.frequencies`` or
+            ``seen.next_position``. A model whose rotation is not known is then refused.
+        sinks, recent: first and latest tokens that the policy itself protects; where `evaluate` is told to protect
+            more, it protects those.
     """
 
     reads: str = "key"
     query_window: int | None = 1
+    unrotates: bool = False
+    sinks: int = 0
     recent: int = 0
 
     def __repr__(self) -> str:
@@ -86,98 +77,41 @@ class Policy:
         """
         raise NotImplementedError
 
+    def kept_by_layer(self, kept: int, layers: int, most: int) -> Sequence[int]:
+        """How many keys each layer keeps, for a policy that does not keep equally many in all of them.
+
+        Asked before anything runs, with nothing but numbers: kept counts are known in advance.
+
+        Args:
+            kept: keys that each layer would keep if all kept equally many; a budget with ``when="fixed_budget"``.
+            layers: how many layers are compressed.
+            most: what no layer may exceed.
+
+        Returns:
+            One count per compressed layer, each in 1 … ``most``, ``layers * kept`` in all.
+        """
+        raise NotImplementedError
+
+    def check(self, model: nn.Module, input_ids: torch.Tensor) -> None:
+        """Refuse what the policy cannot be evaluated on; called once per text before anything runs.
+
+        Args:
+            model: the model; not to be changed, nor run.
+            input_ids: the text, int64 (n,).
+
+        Raises:
+            PolicyError: the model or the text does not go with this policy.
+        """
+
     @property
     def observes(self) -> bool:
         """Whether the policy has a memory."""
         return type(self).observe is not Policy.observe
 
-
-class Seen:
-    """What a policy sees of one layer at one eviction. Tensors are not to be modified.
-
-    ``rows`` are texts of a batch, ``group`` the query heads that share a KV head, ``alive`` the keys in the
-    cache, in temporal order. Attention is what the model's own is, with its scale and soft-capping.
-    """
-
-    layer: int
-    _readable: ClassVar[Mapping[str, frozenset[str]]] = {
-        reads: frozenset(name for name, reader in _READER.items() if READS.index(reader) <= depth)
-        for depth, reads in enumerate(READS)
-    }
-
-    def __init__(self, policy: Policy, layer: int, parts: Mapping[str, Callable[[], Any]]) -> None:
-        """``parts`` makes each attribute when it is first looked at: nobody pays for what is not."""
-        self.layer = layer
-        self._policy = policy
-        self._parts = parts
-
-    @cached_property
-    def keys(self) -> torch.Tensor:
-        """(rows, kv_heads, alive, head_dim), as cached: rotated where the model rotates."""
-        return self._part("keys")
-
-    @cached_property
-    def positions(self) -> torch.Tensor:
-        """(rows, kv_heads, alive), int64: each key's index in the text, whatever position it was fed with."""
-        return self._part("positions")
-
-    @cached_property
-    def values(self) -> torch.Tensor:
-        """(rows, kv_heads, alive, head_dim)."""
-        return self._part("values")
-
-    @cached_property
-    def fed(self) -> int:
-        """Tokens fed so far."""
-        return self._part("fed")
-
-    @cached_property
-    def state(self) -> torch.Tensor:
-        """(rows, kv_heads, alive): what `Policy.observe` made of the tokens fed so far; zero without it."""
-        return self._part("state")
-
-    @cached_property
-    def queries(self) -> torch.Tensor:
-        """(rows, kv_heads, group, w, head_dim): the latest w queries, as fed; fewer at the start of a text.
-
-        w is `Policy.query_window`.
-        """
-        return self._part("queries")
-
-    @cached_property
-    def query_attention(self) -> torch.Tensor:
-        """(rows, kv_heads, group, w, alive): attention of `queries` to the keys alive now, anew at each eviction.
-
-        Each query sees no key later than itself; one that sees none has zeros.
-        """
-        return self._part("query_attention")
-
-    @cached_property
-    def attention(self) -> torch.Tensor:
-        """(rows, kv_heads, group, alive): attention of the latest query, which saw exactly these keys."""
-        return self._part("attention")
-
-    @cached_property
-    def received(self) -> torch.Tensor:
-        """(rows, kv_heads, group, fed since the last call, alive): in `Policy.observe`, attention of each token fed.
-
-        Zero where a key is later than the query.
-        """
-        return self._part("received")
-
-    def _part(self, name: str) -> Any:
-        policy = self._policy
-        if name not in self._readable[policy.reads]:
-            raise PolicyError(
-                f"policy {policy!r} looks at seen.{name} in layer {self.layer} and declares reads={policy.reads!r}: "
-                f"declare reads={_READER[name]!r}"
-            )
-        if name not in self._parts:
-            raise PolicyError(
-                f"policy {policy!r} looks at seen.{name} in layer {self.layer}, which only "
-                f"{'observe' if name == 'received' else 'score'} sees"
-            )
-        return self._parts[name]()
+    @property
+    def divides(self) -> bool:
+        """Whether the policy divides what is kept among layers."""
+        return type(self).kept_by_layer is not Policy.kept_by_layer
 
 
 def checked_scores(policy: Policy, seen: Seen, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -72,6 +72,8 @@ def policy_identity(policy: Policy) -> str | None:
 
     The source is that of every module which a class of the policy comes from, but for `knorm_core.policy`.
 
+    A parameter that JSON cannot hold may say what it is by an attribute ``identity``, a str.
+
     Returns:
         None where there is no such thing: the class cannot be imported by name (it was made in a function or a
         script), has no source, or holds something that JSON cannot. Such a policy is evaluated and never stored.
@@ -82,11 +84,18 @@ def policy_identity(policy: Policy) -> str | None:
     kinds = [base for base in kind.__mro__ if issubclass(base, Policy) and base is not Policy]
     try:
         sources = [inspect.getsource(sys.modules[base.__module__]) for base in kinds]
-        parameters = json.dumps(_parameters(policy), sort_keys=True, allow_nan=False)
+        parameters = json.dumps(_parameters(policy), sort_keys=True, allow_nan=False, default=_own_identity)
     except (OSError, TypeError, ValueError):
         return None
     digest = hashlib.sha256("\0".join(sources).encode()).hexdigest()
     return f"{kind.__module__}:{kind.__qualname__} sha256:{digest} {parameters}"
+
+
+def _own_identity(parameter: Any) -> str:
+    identity = getattr(parameter, "identity", None)
+    if not isinstance(identity, str):
+        raise TypeError(f"{parameter!r} has no identity")
+    return identity
 
 
 def _parameters(policy: Policy) -> dict[str, Any]:
@@ -147,5 +156,6 @@ def _checked(policy: Policy) -> Policy:
         raise TypeError(f"policy {policy!r} cannot be hashed ({error}): make it a frozen dataclass") from None
     if policy.query_window is not None:
         check_int(f"query_window of policy {policy!r}", policy.query_window, 1)
+    check_int(f"sinks of policy {policy!r}", policy.sinks, 0)
     check_int(f"recent of policy {policy!r}", policy.recent, 0)
     return policy

@@ -23,10 +23,11 @@ from torch import nn
 
 from knorm_core.methods.attention import mortal_attention, moving_attention
 from knorm_core.methods.deaths import layer_deaths, window_deaths
+from knorm_core.methods.entered import Entered, entered, noting
 from knorm_core.methods.forward import last_logits, private_copy, register_attention, token_nll
 from knorm_core.methods.head import last_states, separate_head
 from knorm_core.methods.replay import Logits, Move, replayed_deaths
-from knorm_core.methods.rotation import rotary_frequencies, rotate
+from knorm_core.methods.rotation import Rotation, rotary_frequencies, rotate
 from knorm_core.setting import Setting, UnsupportedModelError
 
 ATTENTION = "knorm_onepass"
@@ -43,8 +44,8 @@ class _Walk:
     """One forward pass as its attention calls see it."""
 
     layers: int
-    # (layer, what was fed to it, scale and soft-capping) -> deaths of the keys, or None where nothing is evicted
-    deaths: Callable[[int, Fed, Logits], torch.Tensor | None]
+    # (layer, what was fed to it, scale and soft-capping, what entered it) -> deaths of the keys, or None for none
+    deaths: Callable[[int, Fed, Logits, Entered | None], torch.Tensor | None]
     phase_1: int
     sliding: Mapping[int, int] = field(default_factory=dict)  # window by layer
     steps: Sequence[int] = ()  # of all evictions, where survivors move
@@ -131,22 +132,30 @@ def _feed(
 ) -> torch.Tensor:
     """One pass over what ``prefix`` has not fed yet; ``read`` makes the forward call."""
 
-    move = None
+    policy, positions = setting.policy, setting.fed_positions().to(input_ids.device)
+    move = rotation = None
     if setting.positions == "rerotated":
-        move = _to_the_front(setting.fed_positions().to(input_ids.device), rotary_frequencies(model))
+        move = _to_the_front(positions, rotary_frequencies(model))
+    if policy.unrotates:
+        rotation = Rotation(rotary_frequencies(model), positions)
+    looks_within = policy.reads == "hidden_states"
+    if looks_within:
+        prefix = None  # phase 1 keeps no hidden states
 
-    def deaths(layer: int, fed: Fed, logits: Logits) -> torch.Tensor | None:
-        if setting.policy.reads == "key" or not setting.schedule(layer):
+    def deaths(layer: int, fed: Fed, logits: Logits, entry: Entered | None) -> torch.Tensor | None:
+        if policy.reads == "key" or not setting.schedule(layer):
             dying = layer_deaths(setting, layer, fed[1])
         else:
             dying = replayed_deaths(
-                setting.policy,
+                policy,
                 *fed,
                 setting.schedule(layer),
                 layer=layer,
                 protection=setting.protection,
                 logits=logits,
                 move=move,
+                rotation=rotation,
+                entered=entry,
             )
         if watch is not None:
             watch(layer, dying)
@@ -163,9 +172,9 @@ def _feed(
     )
     start = prefix.length if prefix else 0
     private = prefix.model if prefix else private_copy(model, ATTENTION)
-    with _walking(walk):
+    with _walking(walk), noting(private if looks_within else None):
         fed = torch.atleast_2d(input_ids)[:, start:-1]
-        return read(private, fed, setting.fed_positions()[start:])
+        return read(private, fed, positions[start:])
 
 
 @torch.inference_mode()
@@ -208,7 +217,7 @@ def feed_plainly(
         Logits (batch, count, vocabulary), and queries, keys and values of these tokens, per layer.
     """
 
-    def deaths(layer: int, each: Fed, _: Logits) -> torch.Tensor | None:
+    def deaths(layer: int, each: Fed, *_: Any) -> torch.Tensor | None:
         return window_deaths(windows.get(layer), each[1])
 
     length = fed.shape[1]
@@ -252,7 +261,7 @@ def _attention_forward(
     if walk.prior is not None:
         fed = _after(walk.prior[layer], fed)
         key, value = fed[1:]
-    deaths = walk.deaths(layer, fed, Logits(scaling, softcap))
+    deaths = walk.deaths(layer, fed, Logits(scaling, softcap), entered(module))
     if walk.move is not None and deaths is not None:
         out = moving_attention(query, key, value, deaths, walk.steps, walk.move, scale=scaling, softcap=softcap)
         return out.transpose(1, 2).contiguous(), None

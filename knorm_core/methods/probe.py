@@ -40,6 +40,9 @@ def support(model: nn.Module, setting: Setting) -> Support:
     try:
         if setting.positions == "rerotated":
             check_rotation(model, rotary_frequencies(model))
+        elif setting.compressor is None and setting.policy.unrotates:
+            whose = f"policy {setting.policy!r}"
+            check_rotation(model, rotary_frequencies(model, whose), whose)
         if setting.method == "onepass" and not seen.obstacle:
             return Support("onepass")
         if seen.attention is None:
@@ -52,7 +55,7 @@ def support(model: nn.Module, setting: Setting) -> Support:
 
 
 def _stepwise_attention(model: nn.Module, setting: Setting, seen: Anatomy) -> str | None:
-    if setting.compressor is not None or setting.policy.reads not in ("queries", "attention"):
+    if setting.compressor is not None or setting.policy.reads in ("key", "cache"):
         return seen.attention
     if seen.attention is None:
         raise UnsupportedModelError(

@@ -19,6 +19,8 @@ import torch
 from knorm_core.cache import take
 from knorm_core.counts import Eviction
 from knorm_core.methods.attention import NEVER
+from knorm_core.methods.entered import Entered
+from knorm_core.methods.rotation import Rotation
 from knorm_core.policy import Policy, Seen, check_no_nan, checked_scores, checked_state
 from knorm_core.selection import UNPROTECTED, Protection, survivors
 
@@ -34,10 +36,14 @@ class Logits:
         self.scale = scale
         self.softcap = softcap
 
+    def factor(self, width: int) -> float:
+        """What the product of a query and a key of ``width`` coordinates is multiplied with."""
+        return width**-0.5 if self.scale is None else self.scale
+
     def __call__(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """(rows, kv_heads, group, queries, head_dim) and (rows, kv_heads, keys, head_dim) to (…, queries, keys)."""
         rows, kv_heads, group, queries, width = query.shape
-        scaled = query * (width**-0.5 if self.scale is None else self.scale)
+        scaled = query * self.factor(width)
         product = scaled.reshape(rows, kv_heads, group * queries, width) @ key.mT
         if self.softcap is not None:
             product = torch.tanh(product / self.softcap) * self.softcap
@@ -55,11 +61,13 @@ def replayed_deaths(
     protection: Protection = UNPROTECTED,
     logits: Logits | None = None,
     move: Move | None = None,
+    rotation: Rotation | None = None,
+    entered: Entered | None = None,
 ) -> torch.Tensor:
     """Death of every key: the index of the first query that no longer sees it, int64 (rows, kv_heads, length).
 
     Args:
-        policy: what decides; `Policy.reads` is "cache", "queries" or "attention".
+        policy: what decides; `Policy.reads` is "cache" or more.
         query: (rows, heads, length, head_dim), of all tokens fed; heads is a multiple of kv_heads.
         key, value: (rows, kv_heads, length, head_dim).
         schedule: the layer's evictions, ascending.
@@ -68,11 +76,13 @@ def replayed_deaths(
         logits: the model's scale and soft-capping.
         move: what becomes of survivors at an eviction, from what they were when born; see
             `knorm_core.methods.attention.moving_attention`.
+        rotation: for a policy that un-rotates queries.
+        entered: for a policy that reads "hidden_states", of all tokens fed.
 
     Raises:
         PolicyError: the policy returns what cannot be scores, or looks at what it does not declare.
     """
-    replay = _Replay(policy, query, key, value, layer, protection, logits or Logits(), move)
+    replay = _Replay(policy, query, key, value, layer, protection, logits or Logits(), move, rotation, entered)
     for first, last, evictions in _blocks(schedule, ends_at_evictions=move is not None):
         replay.play(first, last, evictions)
     return replay.deaths
@@ -101,8 +111,11 @@ class _Replay:
         protection: Protection,
         logits: Logits,
         move: Move | None,
+        rotation: Rotation | None,
+        entered: Entered | None,
     ) -> None:
         self.policy, self.layer, self.protection, self.logits, self.move = policy, layer, protection, logits, move
+        self.rotation, self.entered = rotation, entered
         rows, kv_heads, length, _ = key.shape
         self.query = query.view(rows, kv_heads, query.shape[1] // kv_heads, length, -1)
         self.key, self.value = key.contiguous(), value.contiguous()
@@ -118,7 +131,7 @@ class _Replay:
         unseen: list[torch.Tensor] = []
         for step, before, after in evictions:
             block.feed_until(step)
-            seen = block.seen()
+            seen = block.seen(after)
             shape = (*self.births.shape[:2], before)
             scores = checked_scores(self.policy, seen, shape, self.key.device)
             unseen.append(scores)
@@ -205,26 +218,28 @@ class _Block:
         if replay.policy.observes:
             replay.state = replay.state.gather(-1, kept.expand(*replay.state.shape[:2], -1))
 
-    def seen(self) -> Seen:
+    def seen(self, kept: int) -> Seen:
         """What the policy sees at an eviction."""
-        return self._seen(state=lambda: self._state(), attention=lambda: self._latest())
+        return self._seen(kept=lambda: kept, state=lambda: self._state(), attention=lambda: self._latest())
 
     def _seen(self, **more: Callable[[], Any]) -> Seen:
         replay, policy = self.replay, self.replay.policy
-        first = 0 if policy.query_window is None else max(0, self.fed - policy.query_window)
-        return Seen(
-            policy,
-            replay.layer,
-            {
-                "fed": lambda: self.fed,
-                "positions": lambda: self.alive(self.births),
-                "keys": lambda: self._rows(self.keys),
-                "values": lambda: take(replay.value, self.alive(self.births)),
-                "queries": lambda: replay.query[:, :, :, first : self.fed],
-                "query_attention": lambda: self._query_attention(first),
-                **more,
-            },
-        )
+        fed = self.fed
+        first = 0 if policy.query_window is None else max(0, fed - policy.query_window)
+        parts: dict[str, Callable[[], Any]] = {
+            "fed": lambda: fed,
+            "positions": lambda: self.alive(self.births),
+            "keys": lambda: self._rows(self.keys),
+            "values": lambda: take(replay.value, self.alive(self.births)),
+            "queries": lambda: replay.query[:, :, :, first:fed],
+            "query_attention": lambda: self._query_attention(first),
+            "scale": lambda: replay.logits.factor(replay.query.shape[-1]),
+        }
+        if replay.rotation is not None:
+            parts |= rotation_parts(replay.rotation, fed, lambda: replay.query[:, :, :, first:fed], first)
+        if replay.entered is not None:
+            parts |= entered_parts(replay.entered.since(first, fed))
+        return Seen(policy, replay.layer, {**parts, **more})
 
     def _rows(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.columns is None:
@@ -260,6 +275,27 @@ class _Block:
         if replay.protection.recent >= count:  # then the last columns are these queries' own keys
             return _causal(products, count).softmax(dim=-1)
         return recomputed_attention(products, self.alive(self.births), first)
+
+
+def rotation_parts(
+    rotation: Rotation, fed: int, queries: Callable[[], torch.Tensor], first: int
+) -> dict[str, Callable[[], Any]]:
+    """What a policy sees of a rotation when ``fed`` tokens were fed; ``queries`` are those from ``first`` on."""
+    return {
+        "unrotated_queries": lambda: rotation.unrotated(queries(), first),
+        "frequencies": lambda: rotation.frequencies,
+        "next_position": lambda: int(rotation.positions[fed]),
+    }
+
+
+def entered_parts(entered: Entered) -> dict[str, Callable[[], Any]]:
+    """What a policy sees of what entered a layer's attention."""
+    return {
+        "hidden_states": lambda: entered.hidden_states,
+        "position_embeddings": lambda: entered.position_embeddings,
+        "module": lambda: entered.module,
+        "model": lambda: entered.model,
+    }
 
 
 def _causal(products: torch.Tensor, count: int) -> torch.Tensor:

@@ -10,6 +10,8 @@ equals moving it once. Norms do not change: who survives is decided by the key a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -17,6 +19,7 @@ from knorm_core.methods.forward import feed_on_cache, private_copy
 from knorm_core.methods.language_model import text_config
 from knorm_core.setting import UnsupportedModelError
 
+RE_ROTATED = "positions='rerotated'"
 _ANGLE = 1e-3  # radians that a float32 table may be off at the positions probed
 
 
@@ -41,8 +44,28 @@ def rotate(keys: torch.Tensor, by: torch.Tensor, frequencies: torch.Tensor) -> t
     return torch.cat([first * cos - second * sin, second * cos + first * sin, still], dim=-1).to(keys.dtype)
 
 
-def rotary_frequencies(model: nn.Module) -> torch.Tensor:
+@dataclass(frozen=True)
+class Rotation:
+    """How the tokens of a text were rotated.
+
+    Attributes:
+        frequencies: radians per position, float64 (pairs,).
+        positions: what each token is fed with, int64 (tokens,), on the device of `frequencies`.
+    """
+
+    frequencies: torch.Tensor
+    positions: torch.Tensor
+
+    def unrotated(self, queries: torch.Tensor, first: int) -> torch.Tensor:
+        """Queries (..., w, head_dim) of the tokens from ``first`` on, as they were before they were rotated."""
+        return rotate(queries, -self.positions[first : first + queries.shape[-2]], self.frequencies)
+
+
+def rotary_frequencies(model: nn.Module, wanted_by: str = RE_ROTATED) -> torch.Tensor:
     """Radians per position of every pair of coordinates, float64 (pairs,), read off the model.
+
+    Args:
+        wanted_by: what needs them, for the message.
 
     Raises:
         UnsupportedModelError: no rotary positions, several kinds of them, or ones that change with length.
@@ -55,20 +78,20 @@ def rotary_frequencies(model: nn.Module) -> torch.Tensor:
     ]
     if not tables:
         raise UnsupportedModelError(
-            f"positions='rerotated' needs rotary positions, and {type(model).__name__} has none: use 'absolute'"
+            f"{wanted_by} needs rotary positions, and {type(model).__name__} has none: use {_instead(wanted_by)}"
         )
     kinds = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind = kinds.get("rope_type", "default") if isinstance(kinds, dict) else "default"
     if kind in ("dynamic", "longrope") or len(tables) > 1:
         raise UnsupportedModelError(
-            f"positions='rerotated' needs one table of frequencies for all layers and lengths; "
-            f"{type(model).__name__} has {len(tables)} of type {kind!r}: use 'absolute'"
+            f"{wanted_by} needs one table of frequencies for all layers and lengths; "
+            f"{type(model).__name__} has {len(tables)} of type {kind!r}: use {_instead(wanted_by)}"
         )
     return tables[0][1].float().double()
 
 
 @torch.inference_mode()
-def check_rotation(model: nn.Module, frequencies: torch.Tensor) -> None:
+def check_rotation(model: nn.Module, frequencies: torch.Tensor, wanted_by: str = RE_ROTATED) -> None:
     """See that the model's own keys move as `rotate` says, in every layer.
 
     A single token attends to itself alone, so its hidden states do not depend on its position, and two
@@ -91,6 +114,10 @@ def check_rotation(model: nn.Module, frequencies: torch.Tensor) -> None:
         tolerance = max(_ANGLE, 4 * torch.finfo(moved.keys.dtype).eps)
         if float((expected - moved.keys).norm()) > tolerance * float(size):
             raise UnsupportedModelError(
-                f"positions='rerotated' cannot move the keys of {type(model).__name__}: layer {layer} does not "
-                f"rotate them by halves with the model's own frequencies; use 'absolute'"
+                f"{wanted_by} cannot turn the keys of {type(model).__name__}: layer {layer} does not rotate them by "
+                f"halves with the model's own frequencies; use {_instead(wanted_by)}"
             )
+
+
+def _instead(wanted_by: str) -> str:
+    return "'absolute'" if wanted_by == RE_ROTATED else "another policy"

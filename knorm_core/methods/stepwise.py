@@ -16,8 +16,10 @@ from torch import nn
 from knorm_core.cache import Pair, apply_compressor, take, with_layers
 from knorm_core.counts import Eviction
 from knorm_core.methods.cached_attention import WATCHED
+from knorm_core.methods.entered import noting
 from knorm_core.methods.forward import copy_sharing_weights, feed_on_cache, private_copy, token_nll
-from knorm_core.methods.rotation import rotary_frequencies, rotate
+from knorm_core.methods.replay import entered_parts, rotation_parts
+from knorm_core.methods.rotation import Rotation, rotary_frequencies, rotate
 from knorm_core.methods.watched import Watched, watching
 from knorm_core.policy import Seen, check_no_nan, checked_scores, checked_state
 from knorm_core.selection import survivors
@@ -51,9 +53,9 @@ def run(
     """
     model = private_copy(model, attention) if attention else copy_sharing_weights(model)
     cache = _empty_cache(setting)
-    frequencies = rotary_frequencies(model) if setting.positions == "rerotated" else None
     watched: dict[int, Watched] = {}
-    policy = None if setting.compressor else _Policy(setting, watched, frequencies)
+    policy = None if setting.compressor else _Policy(setting, watched, model)
+    looks_within = policy is not None and setting.policy.reads == "hidden_states"
     compress = policy.compress if policy else _with_callable(setting)
     evictions: list[list[Eviction]] = [[] for _ in range(setting.layers)]
     losses = []
@@ -68,7 +70,7 @@ def run(
             if attention is None:
                 check_equal_lengths(model, _lengths(cache))
         position = setting.first_position + (_lengths(cache)[0] if setting.positions != "absolute" and step else step)
-        with watching(watched if attention == WATCHED else None):
+        with watching(watched if attention == WATCHED else None), noting(model if looks_within else None):
             logits = feed_on_cache(model, input_ids[None, step : step + 1], position, cache)
         if policy:
             policy.fed(cache, step)
@@ -104,11 +106,16 @@ class _Policy:
     """Compression by a policy, which needs to know the true position of every cached key.
 
     A policy that reads "key" scores a key once, as it was first cached: where survivors are rotated to new
-    positions (``frequencies``), the last bit of a norm must not change who goes.
+    positions, the last bit of a norm must not change who goes.
     """
 
-    def __init__(self, setting: Setting, watched: Mapping[int, Watched], frequencies: torch.Tensor | None) -> None:
-        self.setting, self.watched, self.frequencies = setting, watched, frequencies
+    def __init__(self, setting: Setting, watched: Mapping[int, Watched], model: nn.Module) -> None:
+        self.setting, self.watched = setting, watched
+        self.rotates = setting.positions == "rerotated"
+        self.rotation = None
+        if self.rotates or setting.policy.unrotates:
+            frequencies = rotary_frequencies(model)
+            self.rotation = Rotation(frequencies, setting.fed_positions().to(frequencies.device))
         left_alone = setting.skip_layers | setting.sliding.keys()
         self.layers = [layer for layer in range(setting.layers) if layer not in left_alone]
         # layer -> (1, kv_heads, length)
@@ -125,7 +132,7 @@ class _Policy:
             if self.setting.policy.observes:
                 none = torch.zeros(new.shape, dtype=torch.promote_types(keys.dtype, torch.float32), device=keys.device)
                 state = _longer(self.states.get(layer), none)
-                seen = self._seen(cache, layer, step + 1, observes=True)
+                seen = self._seen(cache, layer, step + 1)
                 self.states[layer] = checked_state(self.setting.policy, state, seen)
 
     def compress(self, cache: DynamicCache, step: int) -> DynamicCache:
@@ -140,7 +147,9 @@ class _Policy:
     def _evict(self, cache: DynamicCache, layer: int, step: int, kept: int) -> Pair:
         keys, values = cache.layers[layer].keys, cache.layers[layer].values
         scores = (
-            self._key_scores(layer, keys) if self.setting.policy.reads == "key" else self._score(cache, layer, step)
+            self._key_scores(layer, keys)
+            if self.setting.policy.reads == "key"
+            else self._score(cache, layer, step, kept)
         )
         index = survivors(scores, kept, self.setting.protection)
         index = index.expand(*keys.shape[:2], -1)
@@ -148,9 +157,9 @@ class _Policy:
             if layer in each:
                 each[layer] = each[layer].gather(-1, index)
         keys, values = take(keys, index), take(values, index)
-        if self.frequencies is not None:
+        if self.rotates and self.rotation is not None:
             # Since the last eviction a key's position has been its index in the cache; now it is again.
-            keys = rotate(keys, torch.arange(kept, device=keys.device) - index, self.frequencies)
+            keys = rotate(keys, torch.arange(kept, device=keys.device) - index, self.rotation.frequencies)
         return keys, values
 
     def _key_scores(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
@@ -159,25 +168,33 @@ class _Policy:
         self.scores[layer] = _longer(self.scores.get(layer), new)
         return self.scores[layer]
 
-    def _score(self, cache: DynamicCache, layer: int, step: int) -> torch.Tensor:
+    def _score(self, cache: DynamicCache, layer: int, step: int, kept: int) -> torch.Tensor:
         keys = cache.layers[layer].keys
-        seen = self._seen(cache, layer, step)
+        seen = self._seen(cache, layer, step, kept)
         scores = checked_scores(self.setting.policy, seen, tuple(keys.shape[:3]), keys.device)
         check_no_nan(self.setting.policy, scores, layer)
         return scores
 
-    def _seen(self, cache: DynamicCache, layer: int, fed: int, observes: bool = False) -> Seen:
+    def _seen(self, cache: DynamicCache, layer: int, fed: int, kept: int | None = None) -> Seen:
+        """What a policy sees at an eviction; where nothing is ``kept``, what it observes."""
         keys, values = cache.layers[layer].keys, cache.layers[layer].values
         positions, policy = self.positions[layer], self.setting.policy
         parts = {"fed": fed, "keys": keys, "values": values, "positions": positions}
         made: dict[str, Callable[[], Any]] = {name: partial(_same, part) for name, part in parts.items()}
         if layer in self.watched:
-            watched = self.watched[layer]
-            made["queries"] = partial(watched.queries, policy.query_window)
-            made["query_attention"] = partial(watched.query_attention, policy.query_window, keys, values, positions)
-        if observes:
+            watched, window = self.watched[layer], policy.query_window
+            made["queries"] = partial(watched.queries, window)
+            made["query_attention"] = partial(watched.query_attention, window, keys, values, positions)
+            made["scale"] = lambda: watched.scale
+            if self.rotation is not None:
+                first = 0 if window is None else max(0, fed - window)
+                made |= rotation_parts(self.rotation, fed, made["queries"], first)
+            if policy.reads == "hidden_states":
+                made |= entered_parts(watched.entered(window))
+        if kept is None:
             return Seen(policy, layer, {**made, "received": lambda: watched.latest.unsqueeze(3)})
         state = self.states.get(layer)
+        made["kept"] = lambda: kept
         made["state"] = lambda: torch.zeros_like(keys[..., 0]) if state is None else state
         return Seen(policy, layer, {**made, "attention": lambda: watched.latest})
 

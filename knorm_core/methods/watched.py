@@ -17,6 +17,7 @@ from torch.nn.functional import softmax
 from torch.overrides import TorchFunctionMode
 
 from knorm_core.methods.cached_attention import WATCHED, eager_attention
+from knorm_core.methods.entered import Entered, entered, joined
 from knorm_core.methods.forward import register_attention
 
 
@@ -28,11 +29,24 @@ class Watched:
         self._queries: list[torch.Tensor] = []  # each (1, heads, 1, head_dim)
         self._kv_heads = 1
         self._weights = torch.empty(0)
+        self._entries: list[Entered] = []
 
-    def note(self, query: torch.Tensor, kv_heads: int, weights: torch.Tensor) -> None:
+    def note(self, query: torch.Tensor, kv_heads: int, weights: torch.Tensor, entry: Entered | None) -> None:
         """One token fed: its query (1, heads, 1, head_dim) and what it gave to every key (1, heads, 1, keys)."""
         self._queries.append(query)
         self._kv_heads, self._weights = kv_heads, weights
+        if entry is not None:
+            self._entries.append(entry)
+
+    @property
+    def scale(self) -> float:
+        """What the model multiplies the product of a query and a key with."""
+        scale = self._arguments.get("scaling")
+        return float(self._queries[-1].shape[-1] ** -0.5 if scale is None else scale)
+
+    def entered(self, window: int | None) -> Entered:
+        """What entered the layer for the latest ``window`` tokens, or all."""
+        return joined(self._entries[-(window or 0) :])
 
     @property
     def latest(self) -> torch.Tensor:
@@ -93,7 +107,7 @@ def _watched_attention(
         out, weights = eager_attention(module, query, key, value, None, **arguments)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     watched = _watched.get().setdefault(layer, Watched(module, arguments))
-    watched.note(query, key.shape[1], weights)
+    watched.note(query, key.shape[1], weights, entered(module))
     return out, weights
 
 

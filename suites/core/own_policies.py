@@ -68,5 +68,16 @@ class Decayed(Policy):
         return seen.state * seen.values.abs().sum(dim=-1) + 0.01 * seen.attention.amin(dim=2)
 
 
+class HiddenStates(Policy):
+    """What entered the layer's attention, of all tokens, beside the keys that were made of it."""
+
+    reads = "hidden_states"
+    query_window = None
+
+    def score(self, seen):
+        entered = seen.hidden_states.sum(dim=-1).unsqueeze(1).expand(-1, seen.positions.shape[1], -1)
+        return entered.gather(-1, seen.positions) + seen.keys.sum(dim=-1) * seen.module.layer_idx
+
+
 HALF = Weighted(0.5)
 NOT_A_POLICY = 3

@@ -6,16 +6,32 @@ import torch
 from hypothesis import strategies as st
 
 from knorm_core import POLICIES, effective_prune_after, kept_count
-from knorm_core.policies import SnapKV
+from knorm_core.policies import ExpectedAttention, LagKV, PyramidKV, SnapKV
 from knorm_core.policy import Policy
-from suites.core.own_policies import AllQueries, Decayed
+from suites.core.own_policies import AllQueries, Decayed, HiddenStates
 from suites.families import VOCABULARY, random_ids
 
 RATIOS = (1.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.1, 0.03)
 KEY_POLICIES = ("low_norm", "low_norm_exact", "high_norm", "random", "newest")
 #: One of each kind that plays its evictions forward, and some that a user might write.
-REPLAYED = ("h2o", "tova", "keydiff", SnapKV(window=3, kernel=3), AllQueries(), Decayed())
-assert set(KEY_POLICIES) | {"h2o", "tova", "keydiff", "snapkv"} == set(POLICIES)
+REPLAYED = (
+    "h2o",
+    "tova",
+    "keydiff",
+    SnapKV(window=3, kernel=3),
+    PyramidKV(window=2, kernel=3, beta=3),
+    LagKV(lag=5, sinks=2),
+    AllQueries(),
+    Decayed(),
+    HiddenStates(),
+)
+#: Those that un-rotate queries, for families whose rotation is known.
+UNROTATING = (ExpectedAttention(future=16, window=20, sinks=2), ExpectedAttention(future=9, window=None, sinks=0))
+# q_filters is fitted to a model: `test_q_filters`.
+assert set(KEY_POLICIES) | {"h2o", "tova", "keydiff", "snapkv", "pyramidkv", "lagkv"} == set(POLICIES) - {
+    "expected_attention",
+    "q_filters",
+}
 
 
 def text_for(arguments, length, seed):
@@ -27,6 +43,14 @@ def text_for(arguments, length, seed):
     if arguments["policy"] in KEY_POLICIES:
         return random_ids(length, seed)
     return torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(seed))[:length]
+
+
+def fits(policy, least, divisible):
+    """Whether a policy can be evaluated where an eviction keeps at least so many keys.
+
+    ``divisible``: enough for a pyramid, of layers whose lengths may differ.
+    """
+    return divisible if policy.divides else policy.sinks + policy.recent <= least
 
 
 @st.composite
@@ -53,13 +77,17 @@ def questions(draw, longest=90, policies=KEY_POLICIES + REPLAYED, positions=("ab
         arguments |= {"when": draw(st.sampled_from(["every_step", "after_prefill"]))}
         arguments |= {"keep_ratio": amounts if times > 1 else amounts[0], "prune_after": draw(st.integers(1, 80))}
         least = kept_count(effective_prune_after(length, arguments["prune_after"]), min(amounts))
-    fitting = [policy for policy in policies if isinstance(policy, str) or policy.recent <= least]
+    divisible = times == 1 and mode != "rerotated" and least >= 8
+    fitting = [policy for policy in policies if isinstance(policy, str) or fits(policy, least, divisible)]
     if least < 2 and "keydiff" in fitting:
         fitting.remove("keydiff")  # of two keys, both are equally far from their mean
     arguments["policy"] = draw(st.sampled_from(fitting))
-    own = arguments["policy"].recent if isinstance(arguments["policy"], Policy) else 0
-    if isinstance(arguments["policy"], str):
+    policy = arguments["policy"]
+    if isinstance(policy, str):
         arguments["seed"] = draw(st.integers(0, 9))
-    arguments["sinks"] = draw(st.integers(0, min(4, least - own)))
-    arguments["recent"] = draw(st.integers(0, min(12, least - arguments["sinks"])))
+    own = (policy.sinks, policy.recent) if isinstance(policy, Policy) else (0, 0)
+    if isinstance(policy, PyramidKV):  # whose last layer keeps fewer
+        least = policy.recent
+    arguments["sinks"] = draw(st.integers(0, min(4, least - own[1])))
+    arguments["recent"] = draw(st.integers(0, min(12, least - max(own[0], arguments["sinks"]))))
     return length, draw(st.integers(0, 5)), arguments

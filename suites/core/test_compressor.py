@@ -140,7 +140,7 @@ def test_one_ulp_of_a_norm_does_not_decide_between_equal_tokens():
     assert survivors(-pair, 1).tolist() == [1]
 
 
-KEY_POLICIES = [name for name in POLICIES if find_policy(name).reads == "key"]
+KEY_POLICIES = [name for name in POLICIES if find_policy(name).reads == "key" and name != "q_filters"]  # it is fitted
 
 
 @given(st.sampled_from(KEY_POLICIES), st.integers(1, 20), st.integers(0, 2**16))

@@ -62,7 +62,7 @@ MESSAGES = [
         lambda: find_policy("low"),
         ValueError,
         "policy='low' is not one of 'low_norm', 'low_norm_exact', 'high_norm', 'random', 'newest', 'h2o', 'tova', "
-        "'snapkv', 'keydiff', nor 'package.module:Name'",
+        "'snapkv', 'pyramidkv', 'keydiff', 'expected_attention', 'lagkv', 'q_filters', nor 'package.module:Name'",
     ),
     (
         lambda: key_norms(KEYS * torch.inf),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 
 from knorm_core import evaluate, evaluate_table
-from suites.core.questions import REPLAYED, questions, text_for
+from suites.core.questions import REPLAYED, UNROTATING, questions, text_for
 from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
@@ -39,7 +39,7 @@ def test_one_pass_equals_stepwise(family, question):
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])
 @settings(max_examples=10)
-@given(question=questions(longest=60, policies=REPLAYED, positions=("absolute", "cache", "rerotated")))
+@given(question=questions(longest=60, policies=REPLAYED + UNROTATING, positions=("absolute", "cache", "rerotated")))
 def test_policies_that_look_at_the_cache_are_played_forward_exactly(family, question):
     length, seed, arguments = question
     model, ids = tiny_model(family), text_for(arguments, length, seed)
@@ -75,7 +75,7 @@ def test_models_that_show_nothing_would_prove_nothing():
         base = evaluate(model, ids, keep_ratio=0.5, prune_after=40).nll
         changes = {"positions": "cache", "keep_ratio": 0.9, "skip_layers": (1,), "sinks": 4, "recent": 8}
         others = [{name: value} for name, value in changes.items()]
-        for other in others + [{"policy": policy} for policy in ("high_norm", *REPLAYED)]:
+        for other in others + [{"policy": policy} for policy in ("high_norm", *REPLAYED, *UNROTATING)]:
             changed = evaluate(model, ids, **({"keep_ratio": 0.5, "prune_after": 40} | other)).nll
             assert float((changed - base).abs().max()) > 1e-2, (family, other)
 

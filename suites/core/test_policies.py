@@ -91,7 +91,7 @@ class Thawed(Policy):
     [
         ("recent", ValueError, "policy='recent' is called 'newest' now"),
         ("sink_recent", ValueError, "policy='sink_recent' is policy='newest' with sinks=4 now"),
-        ("low", ValueError, "policy='low' is not one of 'low_norm', .*'keydiff', nor 'package.module:Name'"),
+        ("low", ValueError, "policy='low' is not one of 'low_norm', .*'q_filters', nor 'package.module:Name'"),
         ("nowhere.at_all:X", ValueError, "policy='nowhere.at_all:X' cannot be imported: No module named 'nowhere'"),
         ("suites.core.own_policies:X", ValueError, ".*cannot be imported: suites.core.own_policies has no X"),
         ("suites.core.own_policies:Weighted", TypeError, "needs arguments .*weight.*: give an instance"),
@@ -228,12 +228,10 @@ def test_a_state_of_another_shape_is_refused():
         replay(Own())
 
 
-SEES = {
-    "key": {"keys", "positions"},
-    "cache": {"keys", "positions", "values", "fed", "state"},
-    "queries": {"keys", "positions", "values", "fed", "state", "queries", "query_attention"},
-    "attention": {"keys", "positions", "values", "fed", "state", "queries", "query_attention", "attention"},
-}
+SEES = {"key": {"keys", "positions"}}
+SEES["cache"] = SEES["key"] | {"values", "fed", "kept", "state"}
+SEES["queries"] = SEES["cache"] | {"queries", "query_attention", "scale"}
+SEES["attention"] = SEES["queries"] | {"attention"}
 
 
 @pytest.mark.parametrize("reads", ["key", "cache", "queries", "attention"])
@@ -273,7 +271,10 @@ def test_everything_seen_has_the_shape_that_is_documented():
 
         def score(self, seen):
             assert seen.fed in (10, 14)
-            shapes.append({name: tuple(getattr(seen, name).shape) for name in SEES["attention"] - {"fed"}})
+            assert (seen.kept, seen.scale) == (6, 0.5)
+            shapes.append(
+                {name: tuple(getattr(seen, name).shape) for name in SEES["attention"] - {"fed", "kept", "scale"}}
+            )
             # Nothing died among the latest three, so the recomputed attention of the latest is the attention.
             torch.testing.assert_close(seen.query_attention[..., -1, :], seen.attention)
             assert seen.positions[..., -3:].tolist() == [[[seen.fed - 3, seen.fed - 2, seen.fed - 1]] * 2] * 3

@@ -10,9 +10,18 @@ import copy
 import pytest
 import torch
 
-from knorm_core import SlowFallbackWarning, evaluate, evaluate_batch, evaluate_table, l2_compress
+from knorm_core import (
+    POLICIES,
+    SlowFallbackWarning,
+    evaluate,
+    evaluate_batch,
+    evaluate_table,
+    fit_q_filters,
+    l2_compress,
+)
 from knorm_core.experiments.divergence import divergence
 from knorm_core.plugin.inputs import TEST_DEVICE
+from knorm_core.policies import LagKV
 from suites.families import PROMISED, SLOW, random_ids, tiny_model
 from suites.goldens.test_embedded_model import MODES, RATIOS, SAMPLES, check_baseline
 from suites.gpu import elsewhere
@@ -68,12 +77,24 @@ def test_what_one_pass_cannot_serve_falls_back_there_too(family):
     torch.testing.assert_close(there.nll, here.nll, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("policy", ["low_norm", "high_norm", "random", "newest", "h2o", "tova", "snapkv", "keydiff"])
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "q_filters"])  # it is fitted
 def test_every_policy_and_schedule_evicts_the_same_keys_there(policy):
     model, ids = on_device("gpt_neox"), random_ids(90)
+    if policy == "lagkv":
+        policy = LagKV(lag=5)  # so that there are partitions
     for arguments in (HALF, {"when": "fixed_budget", "budget": 40, "recent": 5}, HALF | {"positions": "rerotated"}):
+        if policy == "pyramidkv" and "positions" in arguments:
+            continue  # its layers differ in length
         there, here = (evaluate(either, ids, policy=policy, **arguments) for either in (model, tiny_model("gpt_neox")))
         torch.testing.assert_close(there.nll, here.nll, rtol=0, atol=1e-5)
+
+
+def test_q_filters_are_fitted_and_evaluated_there():
+    model, ids, text = on_device("gpt_neox"), random_ids(90), random_ids(80, 7)
+    there, here = (fit_q_filters(either, [text]) for either in (model, tiny_model("gpt_neox")))
+    torch.testing.assert_close(there.directions.vectors, here.directions.vectors, rtol=0, atol=1e-6)
+    losses = [evaluate(either, ids, policy=here, **HALF).nll for either in (model, tiny_model("gpt_neox"))]
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-5)
 
 
 @methods
