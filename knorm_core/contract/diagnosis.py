@@ -10,11 +10,14 @@ from knorm_core.contract.adapters import Compressor
 from knorm_core.contract.causes import explanation
 from knorm_core.contract.findings import Counterexample, Diagnosis
 from knorm_core.contract.limits import LIMITS
+from knorm_core.contract.policies import CheckedPolicy
 
 
 @functools.lru_cache(maxsize=64)
 def diagnose(subject: Any) -> Diagnosis:
     """Look once for what a compressor cannot be given, or for what explains an evaluator's losses."""
+    if isinstance(subject, CheckedPolicy):
+        return Diagnosis(subject.claims)
     return _limits(subject) if isinstance(subject, Compressor) else explanation(subject)
 
 
