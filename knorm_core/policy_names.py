@@ -70,7 +70,8 @@ def policy_label(policy: Policy) -> str:
 def policy_identity(policy: Policy) -> str | None:
     """What makes two policies the same one, in any process: import name, hash of the source, parameters.
 
-    The source is that of every module which a class of the policy comes from, but for `knorm_core.policy`.
+    The source is that of every module which a class of the policy comes from, but for `knorm_core.policy`. Of a
+    parameter that is a policy, it is that policy's identity.
 
     A parameter that JSON cannot hold may say what it is by an attribute ``identity``, a str.
 
@@ -92,7 +93,7 @@ def policy_identity(policy: Policy) -> str | None:
 
 
 def _own_identity(parameter: Any) -> str:
-    identity = getattr(parameter, "identity", None)
+    identity = policy_identity(parameter) if isinstance(parameter, Policy) else getattr(parameter, "identity", None)
     if not isinstance(identity, str):
         raise TypeError(f"{parameter!r} has no identity")
     return identity

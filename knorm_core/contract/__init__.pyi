@@ -7,8 +7,10 @@ from knorm_core.contract.adapters import on_dynamic_cache as on_dynamic_cache
 from knorm_core.contract.cases import CacheCase as CacheCase
 from knorm_core.contract.catalogue import COMPRESSOR_CHECKS as COMPRESSOR_CHECKS
 from knorm_core.contract.catalogue import EVALUATOR_CHECKS as EVALUATOR_CHECKS
+from knorm_core.contract.catalogue import POLICY_CHECKS as POLICY_CHECKS
 from knorm_core.contract.catalogue import check_compressor as check_compressor
 from knorm_core.contract.catalogue import check_evaluator as check_evaluator
+from knorm_core.contract.catalogue import check_policy as check_policy
 from knorm_core.contract.claims import KVPRESS as KVPRESS
 from knorm_core.contract.claims import Claims as Claims
 from knorm_core.contract.claims import EvaluatorClaims as EvaluatorClaims
@@ -18,7 +20,12 @@ from knorm_core.contract.claims import by_rounding as by_rounding
 from knorm_core.contract.claims import kvpress_count as kvpress_count
 from knorm_core.contract.decorators import parametrize_with_checks as parametrize_with_checks
 from knorm_core.contract.decorators import parametrize_with_evaluator_checks as parametrize_with_evaluator_checks
+from knorm_core.contract.decorators import parametrize_with_policy_checks as parametrize_with_policy_checks
 from knorm_core.contract.evaluators import LossFunction as LossFunction
 from knorm_core.contract.evaluators import as_evaluator as as_evaluator
 from knorm_core.contract.findings import Finding as Finding
+from knorm_core.contract.policies import CheckedPolicy as CheckedPolicy
+from knorm_core.contract.policies import PolicyClaims as PolicyClaims
+from knorm_core.contract.policies import as_policy as as_policy
+from knorm_core.contract.policy_cases import PolicyCase as PolicyCase
 from knorm_core.contract.trials import searching as searching

@@ -10,16 +10,19 @@ from knorm_core.contract import (  # noqa: F401  (each lists its checks as it is
     firing_checks,
     given_checks,
     key_norm_checks,
+    policy_checks,
     result_checks,
 )
 from knorm_core.contract.adapters import as_compressor
-from knorm_core.contract.checks import COMPRESSOR_GROUPS, EVALUATOR_GROUP, Check, registered
+from knorm_core.contract.checks import COMPRESSOR_GROUPS, EVALUATOR_GROUP, POLICY_GROUP, Check, registered
 from knorm_core.contract.claims import Claims, EvaluatorClaims
 from knorm_core.contract.evaluators import as_evaluator
 from knorm_core.contract.findings import Finding
+from knorm_core.contract.policies import PolicyClaims, as_policy
 
 COMPRESSOR_CHECKS = registered(*COMPRESSOR_GROUPS)
 EVALUATOR_CHECKS = registered(EVALUATOR_GROUP)
+POLICY_CHECKS = registered(POLICY_GROUP)
 
 
 def check_compressor(compressor: Any, claims: Claims | None = None) -> list[Finding]:
@@ -45,8 +48,13 @@ def check_evaluator(evaluator: Any, claims: EvaluatorClaims | None = None) -> li
     return _findings(EVALUATOR_CHECKS, as_evaluator(evaluator, claims))
 
 
+def check_policy(policy: Any, claims: PolicyClaims | None = None) -> list[Finding]:
+    """Hold a policy, an instance or its name, against every check that its claims call for; see `check_compressor`."""
+    return _findings(POLICY_CHECKS, as_policy(policy, claims))
+
+
 def applicable(checks: tuple[Check, ...], subject: Any) -> list[Check]:
-    """The checks that a compressor or evaluator is held to, by its claims."""
+    """The checks that a compressor, an evaluator or a policy is held to, by its claims."""
     return [check for check in checks if check.applies(subject.claims)]
 
 

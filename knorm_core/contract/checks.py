@@ -1,6 +1,6 @@
 """What a check is, and the list of all of them.
 
-A check is a plain function of a compressor (or evaluator) whose docstring is the promise. `check` adds it to
+A check is a plain function of a compressor (an evaluator, a policy) whose docstring is the promise. `check` adds it to
 the list. Before any check is asked, the subject is diagnosed: what it cannot be given at all, and what single
 cause explains an evaluator's losses, is reported by one check, and the others go on within what works.
 """
@@ -19,6 +19,7 @@ from knorm_core.contract.findings import Counterexample, Finding, describe
 
 COMPRESSOR_GROUPS = ("what it can be given", "what comes back", "when it fires and what it depends on", "key norm")
 EVALUATOR_GROUP = "evaluator"
+POLICY_GROUP = "policy"
 # The claims that a user writes down are fields; these follow from other claims, and cannot be switched off.
 _DERIVED = (
     "several_rows",
@@ -38,7 +39,7 @@ _registered: dict[str, list[Check]] = {}
 
 @dataclass(frozen=True)
 class Check:
-    """One promise: call it with a compressor or evaluator; it returns, or raises a `Finding`."""
+    """One promise: call it with a compressor, an evaluator or a policy; it returns, or raises a `Finding`."""
 
     function: Callable[[Any], None]
     group: str

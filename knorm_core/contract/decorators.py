@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from knorm_core.contract.adapters import as_compressor
-from knorm_core.contract.catalogue import COMPRESSOR_CHECKS, EVALUATOR_CHECKS, applicable
+from knorm_core.contract.catalogue import COMPRESSOR_CHECKS, EVALUATOR_CHECKS, POLICY_CHECKS, applicable
 from knorm_core.contract.checks import Check
 from knorm_core.contract.claims import Claims, EvaluatorClaims
 from knorm_core.contract.evaluators import as_evaluator
 from knorm_core.contract.findings import Finding
+from knorm_core.contract.policies import PolicyClaims, as_policy
 
 
 def parametrize_with_checks(
@@ -48,6 +49,22 @@ def parametrize_with_evaluator_checks(
     """Parametrise ``test(evaluator, check)``, whose body is ``check(evaluator)``; see `parametrize_with_checks`."""
     subjects = [as_evaluator(evaluator, claims) for evaluator in evaluators]
     return _parametrize("evaluator", EVALUATOR_CHECKS, subjects, xfail or {}, skip or {})
+
+
+def parametrize_with_policy_checks(
+    *policies: Any,
+    claims: PolicyClaims | None = None,
+    xfail: Mapping[str, str] | None = None,
+    skip: Mapping[str, str] | None = None,
+) -> pytest.MarkDecorator:
+    """Parametrise ``test(policy, check)``, whose body is ``check(policy)``; see `parametrize_with_checks`.
+
+    Args:
+        policies: instances of `knorm_core.Policy`, or their names.
+        claims: what they are held to; default, for each its own.
+    """
+    subjects = [as_policy(policy, claims) for policy in policies]
+    return _parametrize("policy", POLICY_CHECKS, subjects, xfail or {}, skip or {})
 
 
 def parameters(

@@ -11,11 +11,14 @@ from knorm_core.contract.causes import explanation
 from knorm_core.contract.compressor_causes import CAUSES, another_rule
 from knorm_core.contract.findings import Counterexample, Diagnosis
 from knorm_core.contract.limits import LIMITS
+from knorm_core.contract.policies import CheckedPolicy
 
 
 @functools.lru_cache(maxsize=64)
 def diagnose(subject: Any) -> Diagnosis:
     """Look once for what a compressor cannot be given and for what explains its survivors, or an evaluator's losses."""
+    if isinstance(subject, CheckedPolicy):
+        return Diagnosis(subject.claims)
     return _compressor(subject) if isinstance(subject, Compressor) else explanation(subject)
 
 

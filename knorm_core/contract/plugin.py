@@ -1,4 +1,4 @@
-"""The pytest plugin of the contract: its options, and which compressors and evaluators they name.
+"""The pytest plugin of the contract: its options, and which compressors, evaluators and policies they name.
 
 It is loaded by every pytest run in an environment that has the package, so it imports neither torch nor
 the checks; the tests in this package do.
@@ -36,11 +36,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "prune_after) to the loss per scored token; may be given several times",
     )
     group.addoption(
+        "--knorm-policy",
+        action="append",
+        default=[],
+        metavar="NAME|MODULE:NAME",
+        help="eviction policy: one of knorm_core.POLICIES, or a subclass or instance of knorm_core.Policy by import; "
+        "for 'pytest --pyargs knorm_core.contract', where it may be given several times, and of the reproduction's "
+        "tables, which are otherwise of low_norm",
+    )
+    group.addoption(
         "--knorm-examples",
         type=int,
         default=25,
         metavar="N",
-        help="cases that each check of a compressor tries (default: %(default)s)",
+        help="cases that each check of a compressor or a policy tries (default: %(default)s)",
     )
     group.addoption(
         "--knorm-explore",
@@ -54,6 +63,40 @@ def pytest_configure(config: pytest.Config) -> None:
     """Say what is wrong with a name before anything is collected."""
     for option in ("--knorm-compressor", "--knorm-evaluator"):
         named(config, option)
+    named_policies(config)
+
+
+def named_policies(config: pytest.Config) -> list[Any]:
+    """The policies that ``--knorm-policy`` names, as the checks see them.
+
+    Raises:
+        pytest.UsageError: there is no such policy.
+    """
+    names = config.getoption("--knorm-policy")
+    if not names:
+        return []
+    _see_the_current_folder(config)
+    from knorm_core.contract.policies import as_policy
+
+    policies = []
+    for name in names:
+        try:
+            policies.append(as_policy(name))
+            continue
+        except (TypeError, ValueError) as error:
+            sentence = str(error)
+        except Exception as error:  # whatever importing it raises
+            sentence = f"cannot be imported ({type(error).__name__}: {error})"
+        raise pytest.UsageError(f"--knorm-policy={name}: {sentence}")
+    return policies
+
+
+def _see_the_current_folder(config: pytest.Config) -> str:
+    """'pytest' alone, unlike 'python -m pytest', does not see it."""
+    folder = str(config.invocation_params.dir)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return folder
 
 
 def named(config: pytest.Config, option: str) -> list[Any]:
@@ -69,9 +112,7 @@ def _load(config: pytest.Config, option: str, name: str) -> Any:
     module_name, _, qualified = name.partition(":")
     if not module_name or not qualified:
         raise pytest.UsageError(f"{option}={name}: give MODULE:NAME, such as mypkg.mymodule:my_compress")
-    folder = str(config.invocation_params.dir)
-    if folder not in sys.path:
-        sys.path.append(folder)  # 'pytest' alone, unlike 'python -m pytest', does not see the current folder
+    folder = _see_the_current_folder(config)
     try:
         target = importlib.import_module(module_name)
     except Exception as error:  # whatever importing it raises

@@ -118,10 +118,16 @@ class Trial:
         return Counterexample(broken, self.example(), self.snippet(), exempts, explains)
 
 
-def for_every(compressor: Compressor, holds: Callable[..., None], **drawn: st.SearchStrategy[Any]) -> None:
-    """Look for arguments for which ``holds(trial, **arguments)`` raises `Broken`; report the smallest."""
+def for_every(
+    subject: Any, holds: Callable[..., None], *, trial: Callable[[Any], Any] = Trial, **drawn: st.SearchStrategy[Any]
+) -> None:
+    """Look for arguments for which ``holds(trial, **arguments)`` raises `Broken`; report the smallest.
+
+    Args:
+        subject: a compressor, or what else ``trial`` takes.
+    """
     search = _search.get()
-    last: list[tuple[Broken, Trial]] = []
+    last: list[tuple[Broken, Any]] = []
 
     # The database is off: it would be written into whatever folder a user runs this in. The explain
     # phase is off: it makes findings slower to come by, and what it says is not part of them.
@@ -139,22 +145,22 @@ def for_every(compressor: Compressor, holds: Callable[..., None], **drawn: st.Se
     )
     @given(**drawn)
     def attempt(**arguments: Any) -> None:
-        trial = Trial(compressor)
+        attempted = trial(subject)
         try:
-            holds(trial, **arguments)
+            holds(attempted, **arguments)
         except Broken as broken:
-            last.append((broken, trial))
+            last.append((broken, attempted))
             raise
 
     try:
         attempt()
     except (Broken, Flaky) as error:
-        broken, trial = last[-1]
+        broken, attempted = last[-1]
         if isinstance(error, Flaky):
             broken.where.append(
                 ("note:", "the same call did not fail again, so the answer depends on more than the input")
             )
-        raise trial.counterexample(broken) from None
+        raise attempted.counterexample(broken) from None
 
 
 def cases(compressor: Compressor, layers: int = 1, dtypes: tuple[str, ...] = (), **fixed: Any) -> Any:

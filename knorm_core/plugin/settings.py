@@ -84,30 +84,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MODE[,MODE]",
         help=f"position modes, of {', '.join(POSITIONS)} (default: {','.join(defaults.positions)})",
     )
-    group.addoption(
-        "--knorm-policy",
-        default=defaults.policy,
-        metavar="NAME|PACKAGE.MODULE:NAME",
-        help="eviction policy of the reproduction's tables: one of knorm_core.POLICIES, or a subclass or instance of "
-        "knorm_core.Policy by import (default: %(default)s)",
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Say what is wrong with the policy's name once, before anything runs."""
-    try:
-        find_policy(config.getoption("knorm_policy"))
-    except (TypeError, ValueError) as error:
-        sentence = str(error)
-    else:
-        return
-    raise pytest.UsageError(sentence)
 
 
 @pytest.fixture(scope="session")
 def table_settings(request: pytest.FixtureRequest) -> TableSettings:
     """The `TableSettings` of --knorm-keep-ratios, --knorm-prune-after, --knorm-max-eval-tokens, …."""
-    return TableSettings(*(request.config.getoption(f"knorm_{name}") for name in TableSettings._fields))
+    option = request.config.getoption
+    settings = TableSettings(*(option(f"knorm_{name}") for name in TableSettings._fields if name != "policy"))
+    match option("knorm_policy"):
+        case []:
+            return settings
+        case [policy]:
+            return settings._replace(policy=policy)
+        case several:
+            pytest.fail(
+                f"--knorm-policy={', '.join(several)}: the reproduction's tables are of one policy", pytrace=False
+            )
 
 
 @pytest.fixture

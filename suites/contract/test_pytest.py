@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from knorm_core import l2_compress
-from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS, as_compressor, parametrize_with_checks, searching
+from knorm_core.contract import (
+    COMPRESSOR_CHECKS,
+    EVALUATOR_CHECKS,
+    POLICY_CHECKS,
+    as_compressor,
+    parametrize_with_checks,
+    searching,
+)
 from knorm_core.contract.decorators import distinct_names
 from knorm_core.contract.evaluators import knorm_onepass
 from knorm_core.contract.plugin import named
@@ -63,7 +70,7 @@ def test_options_and_decorators_work_in_a_foreign_folder(tmp_path: Path) -> None
         (tmp_path / f"test_example_{number}.py").write_text(example)
     run = run_pytest(
         tmp_path,
-        *("-rA", "-k", "order or nan or subset or plain", "--pyargs", "knorm_core.contract", "."),
+        *("-rA", "-k", "order or nan or subset or plain or ranked", "--pyargs", "knorm_core.contract", "."),
         *("--knorm-compressor=mine:backwards", "--knorm-examples=10"),
         "--knorm-evaluator=knorm_core.contract.evaluators:knorm_onepass",
     )
@@ -85,6 +92,7 @@ def test_options_and_decorators_work_in_a_foreign_folder(tmp_path: Path) -> None
     assert not outcomes("FAILED", "test_example") + outcomes("ERROR", "")
     assert outcomes("PASSED", "test_example_0.py::test_contract[l2_compress-keeps_temporal_order]")
     assert outcomes("PASSED", "test_example_1.py::test_contract[knorm_onepass-ratio_one_is_the_plain_loss]")
+    assert outcomes("PASSED", "test_example_2.py::test_contract[LargeValues-scores_can_be_ranked]")
 
 
 @pytest.mark.fast
@@ -150,7 +158,7 @@ def test_expecting_a_check_that_does_not_exist_is_an_error() -> None:
 
 @pytest.mark.fast
 def test_the_readme_lists_every_check_and_its_promise() -> None:
-    table = [f"| `{check.name}` | {check.promise} |" for check in COMPRESSOR_CHECKS + EVALUATOR_CHECKS]
+    table = [f"| `{check.name}` | {check.promise} |" for check in COMPRESSOR_CHECKS + EVALUATOR_CHECKS + POLICY_CHECKS]
     missing = [row for row in table if row not in README]
     assert not missing, "\n".join(missing)
 

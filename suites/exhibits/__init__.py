@@ -1,1 +1,1 @@
-"""Broken compressors and evaluators, one known fault each, and the check that catches it."""
+"""Broken compressors, evaluators and policies, one known fault each, and the check that catches it."""

@@ -7,14 +7,14 @@ import io
 
 import pytest
 
-from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS
+from knorm_core.contract import COMPRESSOR_CHECKS, EVALUATOR_CHECKS, POLICY_CHECKS
 from knorm_core.contract.checks import Check
-from suites.exhibits import compressors, evaluators, key_norm_compressors, limits, order_of_steps, the_report
+from suites.exhibits import compressors, evaluators, key_norm_compressors, limits, order_of_steps, policies, the_report
 from suites.exhibits.exhibit import Exhibit
 
 pytestmark = pytest.mark.fast
 
-CHECKS = {check.name: check for check in COMPRESSOR_CHECKS + EVALUATOR_CHECKS}
+CHECKS = {check.name: check for check in COMPRESSOR_CHECKS + EVALUATOR_CHECKS + POLICY_CHECKS}
 EXHIBITS = (
     compressors.EXHIBITS
     + key_norm_compressors.EXHIBITS
@@ -22,6 +22,7 @@ EXHIBITS = (
     + evaluators.EXHIBITS
     + order_of_steps.EXHIBITS
     + the_report.EXHIBITS
+    + policies.EXHIBITS
 )
 ids = [exhibit.name for exhibit in EXHIBITS]
 
@@ -56,7 +57,7 @@ def test_there_are_enough_of_them_and_no_two_of_a_name() -> None:
 
 def test_the_snippet_of_a_finding_runs() -> None:
     for exhibit in EXHIBITS:
-        if exhibit.name in ("norm_order", "sorts_nan", "position_drift", "writes_into_the_cache"):
+        if exhibit.name in ("norm_order", "sorts_nan", "position_drift", "writes_into_the_cache", "WholeTextAnchor"):
             finding = CHECKS[exhibit.caught_by].find(exhibit.broken)
             assert finding is not None
             printed = io.StringIO()
