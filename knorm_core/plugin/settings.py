@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from knorm_core.arguments import POSITIONS
-from knorm_core.contract.command_line import options
+from knorm_core.contract.command_line import importable_from, options
 from knorm_core.policy_names import find_policy, policy_identity
 
 
@@ -95,6 +95,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Say what is wrong with the policy's name once, before anything runs."""
+    importable_from(str(config.invocation_params.dir))
     try:
         find_policy(config.getoption("knorm_policy"))
     except (TypeError, ValueError) as error:
