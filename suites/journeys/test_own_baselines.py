@@ -129,7 +129,10 @@ def test_a_compressor_and_a_policy_of_ones_own_at_the_command(own_model, fresh_f
 def test_results_that_share_no_table_are_no_pass(fresh_folder, typed):
     for name, table in (("a", "m/t/x"), ("b", "m/t/y")):
         (fresh_folder / name).mkdir()
-        lines = [{"kind": "schema", "version": SCHEMA_VERSION}, {"kind": "table", "name": table, "key": [], "rows": [{"ppl": 1.0}]}]
+        lines = [
+            {"kind": "schema", "version": SCHEMA_VERSION},
+            {"kind": "table", "name": table, "key": [], "rows": [{"ppl": 1.0}]},
+        ]
         (fresh_folder / name / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     compared = typed("knorm compare a b")
     assert compared.status == 2
