@@ -149,13 +149,9 @@ class Evaluator:
 
     def _say_where_a_compressor_overrules(self, row: Mapping[str, Any] | Arguments) -> None:
         """Whether one pass was asked for by name, which cannot run a function: "onepass" is the default, too."""
-        compressor = row.get("compressor") if isinstance(row, Mapping) else None
-        if (
-            compressor is not None
-            and isinstance(row, Mapping)
-            and row.get("method") == "onepass"
-            and not self._fell_back
-        ):
+        if isinstance(row, Arguments) or row.get("method") != "onepass" or self._fell_back:
+            return
+        if (compressor := row.get("compressor")) is not None:
             self._fell_back = True
             name = getattr(compressor, "__name__", None) or type(compressor).__name__
             _warn_caller(

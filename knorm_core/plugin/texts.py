@@ -107,7 +107,9 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
     """
 
     @functools.cache
-    def found(loaded: LoadedModel, name: str, max_eval_tokens: int | None, limit: int | None) -> list[Text] | str:
+    def loaded_texts(
+        loaded: LoadedModel, name: str, max_eval_tokens: int | None, limit: int | None
+    ) -> list[Text] | str:
         folder = request.config.getoption("knorm_text_dir") or os.environ.get("KNORM_TEXT_DIR")
         asked_for = request.config.getoption("knorm_text") != "embedded"  # then try the hub, and fail loudly
         if not (name.startswith("embedded") or folder or asked_for):
@@ -132,7 +134,7 @@ def texts_of(request: pytest.FixtureRequest) -> Callable[..., list[Text]]:
     def texts(
         loaded: LoadedModel, name: str, max_eval_tokens: int | None = None, limit: int | None = None
     ) -> list[Text]:
-        result = found(loaded, name, max_eval_tokens, limit)
+        result = loaded_texts(loaded, name, max_eval_tokens, limit)
         if isinstance(result, str):
             pytest.fail(result, pytrace=False)
         loaded.require(tokens=max(len(text.input_ids) for text in result))

@@ -40,7 +40,9 @@ def run_cells(
     """
     if progress:
         cells = list(cells)
-        yield from with_progress(run_cells(cells, store=store, scheduler=scheduler, progress=False), len(cells), sys.stderr)
+        yield from with_progress(
+            run_cells(cells, store=store, scheduler=scheduler, progress=False), len(cells), sys.stderr
+        )
         return
     if scheduler is not None:
         from knorm_core.sweeps.cluster import outcomes
