@@ -56,6 +56,17 @@ class Evaluation:
         evictions = setting.schedules if evictions is None else evictions
         return cls(nll, setting.start, setting.seq_len, evictions, tuple(sorted(setting.sliding)), method)
 
+    def __repr__(self) -> str:
+        """One line: what came out, of how much text, and what was evicted."""
+        fewest, most = min(counts := self.evictions_per_layer), max(counts)
+        evictions = str(most) if fewest == most else f"{fewest} to {most}"
+        perplexity = f"ppl={self.ppl:.6g}, " if len(self.nll) else ""
+        return (
+            f"Evaluation({perplexity}{len(self.nll)} of {self.seq_len} tokens scored, prune_after "
+            f"{self.effective_prune_after}, {evictions} evictions per layer, peak cache {self.peak_cache}, "
+            f"{self.method})"
+        )
+
     @property
     def ppl(self) -> float:
         """Perplexity: exp of the mean negative log-likelihood."""

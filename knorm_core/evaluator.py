@@ -21,7 +21,7 @@ from knorm_core.arguments import Arguments, check_setting, takes_arguments
 from knorm_core.evaluation import Evaluation
 from knorm_core.methods import onepass, stepwise
 from knorm_core.methods.anatomy import Anatomy, anatomy
-from knorm_core.methods.language_model import check_input_ids, check_late_positions, text_config
+from knorm_core.methods.language_model import as_ids, check_input_ids, check_late_positions, text_config
 from knorm_core.methods.probe import Support, support
 from knorm_core.setting import Setting, SlowFallbackWarning, UnsupportedModelError
 
@@ -81,6 +81,8 @@ class Evaluator:
         if not rows:
             raise ValueError("no rows: there is nothing to evaluate")
         asked = {key: row if isinstance(row, Arguments) else Arguments.of(row) for key, row in rows.items()}
+        for row in rows.values():
+            self._say_where_a_compressor_overrules(row)
         # What is wrong whatever the model is, before the model is looked at.
         layers = getattr(text_config(self.model), "num_hidden_layers", None) or self._anatomy.layers
         settings = {
@@ -146,6 +148,18 @@ class Evaluator:
         if shared not in self._prefixes:
             self._prefixes[shared] = onepass.feed_prefix(self.model, self.ids, setting)
         return self._prefixes[shared]
+
+    def _say_where_a_compressor_overrules(self, row: Mapping[str, Any] | Arguments) -> None:
+        """Whether one pass was asked for by name, which cannot run a function: "onepass" is the default, too."""
+        if isinstance(row, Arguments) or row.get("method") != "onepass" or self._fell_back:
+            return
+        if (compressor := row.get("compressor")) is not None:
+            self._fell_back = True
+            name = getattr(compressor, "__name__", None) or type(compressor).__name__
+            _warn_caller(
+                f"compressor={name} is evaluated token by token in spite of method='onepass': one pass can run a "
+                f"policy, not a function"
+            )
 
     @cached_property
     def _anatomy(self) -> Anatomy:
@@ -281,7 +295,7 @@ def evaluate_batch(
 
 def _texts(input_ids: torch.Tensor | Sequence[Sequence[int]]) -> torch.Tensor:
     try:
-        texts = torch.as_tensor(input_ids)
+        texts = as_ids(input_ids)
     except ValueError:
         raise ValueError(
             f"input_ids holds texts of {sorted({len(text) for text in input_ids})} tokens: a batch has one length; "

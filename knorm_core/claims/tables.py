@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from knorm_core.results.evidence import no_evidence
 from knorm_core.results.interval import Interval
 from knorm_core.results.records import Results, Table, TableRow, is_number
 
@@ -77,22 +78,8 @@ class Tables:
         raise Incomplete(f"the paired ratio of {labels[1]} to {labels[0]} in a table {self.model}/{name}-pairs")
 
     def no_evidence(self) -> str:
-        """Why this model is evidence of nothing, or empty.
-
-        A model whose uncompressed perplexity is at least half its vocabulary (``vocabulary`` in what the table was
-        made from) predicts less than a bit better than a uniform guess, as random weights do.
-        """
-        for table in self.results.tables:
-            vocabulary = table.made_from.get("vocabulary")
-            if table.model == self.model and is_number(vocabulary):
-                for row in table.rows:
-                    ppl = row.get("ppl")
-                    if row.get("keep_ratio") == 1 and is_number(ppl) and ppl >= vocabulary / 2:
-                        return (
-                            f"the model has learned nothing, so it is evidence of nothing: uncompressed it has a "
-                            f"perplexity of {ppl:,.0f} with a vocabulary of {vocabulary:,}"
-                        )
-        return ""
+        """Why this model is evidence of nothing, or empty; see `knorm_core.results.evidence`."""
+        return no_evidence(self.results, self.model)
 
 
 def models(results: Results) -> list[str]:

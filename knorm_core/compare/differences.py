@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from knorm_core.results.records import ChangedCell, Results, Table, TableRow, is_number
+from knorm_core.results.records import VOCABULARY, ChangedCell, Results, Table, TableRow, is_number
 
 LabelledRows = Mapping[str, TableRow]  # label -> column -> number
 
 # What is measured or noted beside the numbers rather than what decides them.
-_NOT_SOURCES = ("environment", "busy", "failures", "gains_from", "versions")
+_NOT_SOURCES = ("environment", "busy", "failures", "gains_from", "versions", VOCABULARY)
 
 
 @dataclass(frozen=True)

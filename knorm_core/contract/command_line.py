@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,12 @@ _ADDOPTS = "PYTEST_ADDOPTS"
 def options(parser: pytest.Parser) -> Any:
     """The group of knorm's options in ``pytest --help``."""
     return parser.getgroup("knorm", "KV-cache compression by key norm (knorm)")
+
+
+def importable_from(folder: str) -> None:
+    """Let modules of a folder be imported: a script such as ``pytest``, unlike ``python -m``, does not see its own."""
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def joined(arguments: Sequence[str]) -> list[str]:

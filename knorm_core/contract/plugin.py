@@ -7,12 +7,18 @@ the checks; the tests in this package do.
 from __future__ import annotations
 
 import importlib
-import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from knorm_core.contract.command_line import options, pytest_cmdline_main, pytest_load_initial_conftests
+from knorm_core.contract.command_line import (
+    importable_from,
+    options,
+    pytest_cmdline_main,
+    pytest_load_initial_conftests,
+)
 
 __all__ = ["pytest_cmdline_main", "pytest_load_initial_conftests"]  # hooks too
 
@@ -58,6 +64,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# Read by the tests of the contract, and by no others.
+_OPTIONS = ("--knorm-compressor", "--knorm-evaluator", "--knorm-examples", "--knorm-explore")
+_UNREAD = "knorm_unread"
+_unread: pytest.StashKey[list[str]] = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note which options no test of the run reads, for `pytest_terminal_summary`."""
+    contract = Path(__file__).with_name("test_contract.py")
+    add_unread(session.config, () if any(item.path == contract for item in session.items) else _OPTIONS)
+
+
+def add_unread(config: pytest.Config, options: Iterable[str]) -> None:
+    """Options that no test of the run reads, in an order of the caller's."""
+    config.stash.setdefault(_unread, []).extend(options)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[_UNREAD] = config.stash[_unread]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if _UNREAD in getattr(node, "workeroutput", {}):
+        node.config.stash[_unread] = node.workeroutput[_UNREAD]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name the options that were given for nothing: on the command line, not in a file or the environment.
+
+    It fails nothing: the options of a shell's history or of a CI job are given to runs of single tests, too.
+    """
+    given = [str(argument).partition("=")[0] for argument in config.invocation_params.args]
+    options = [option for option in config.stash.get(_unread, []) if option in given]
+    if options:
+        terminalreporter.line(f"no test of this run reads {' or '.join(options)}: without effect", yellow=True)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Say what is wrong with a name before anything is collected."""
@@ -75,7 +118,7 @@ def named_policies(config: pytest.Config) -> list[Any]:
     names = config.getoption("--knorm-policy")
     if not names:
         return []
-    _see_the_current_folder(config)
+    importable_from(str(config.invocation_params.dir))
     from knorm_core.contract.policies import as_policy
 
     policies = []
@@ -91,14 +134,6 @@ def named_policies(config: pytest.Config) -> list[Any]:
     return policies
 
 
-def _see_the_current_folder(config: pytest.Config) -> str:
-    """'pytest' alone, unlike 'python -m pytest', does not see it."""
-    folder = str(config.invocation_params.dir)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return folder
-
-
 def named(config: pytest.Config, option: str) -> list[Any]:
     """The objects that ``--knorm-compressor`` or ``--knorm-evaluator`` names.
 
@@ -112,7 +147,8 @@ def _load(config: pytest.Config, option: str, name: str) -> Any:
     module_name, _, qualified = name.partition(":")
     if not module_name or not qualified:
         raise pytest.UsageError(f"{option}={name}: give MODULE:NAME, such as mypkg.mymodule:my_compress")
-    folder = _see_the_current_folder(config)
+    folder = str(config.invocation_params.dir)
+    importable_from(folder)
     try:
         target = importlib.import_module(module_name)
     except Exception as error:  # whatever importing it raises

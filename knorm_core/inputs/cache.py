@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +17,27 @@ from knorm_core.inputs.checkpoints import ModelNotFoundError
 def cache_folder() -> Path:
     """The user's cache folder of this project; ``KNORM_CACHE`` moves it.
 
-    A user without a home (``docker run --user 12345``) gets a folder of the system's for temporary files.
+    A user without a home (``docker run --user 12345``) gets a folder of their own among the system's temporary files.
     """
     import platformdirs
 
     if named := os.environ.get("KNORM_CACHE"):
         return Path(named)
     if os.path.expanduser("~") == "~":  # neither HOME nor an entry in the list of users
-        return Path(tempfile.gettempdir()) / f"knorm-{os.getuid()}"
+        return _own_temporary_folder()
     return Path(platformdirs.user_cache_dir("knorm", appauthor=False))
+
+
+@functools.cache  # one for all of a process, should it be a new one
+def _own_temporary_folder() -> Path:
+    """A folder that nobody else can have put anything into: everybody may make one of its name before."""
+    folder = Path(tempfile.gettempdir()) / f"knorm-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
+            return folder
+    return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
 
 
 def made_once(folder: Path, make: Callable[[Path], None], what: str) -> None:

@@ -31,7 +31,7 @@ BOS = ("auto", "on", "off")
 #: where in a book its window begins: past the front matter, and before notes and an index
 BODY = 0.25
 _ONE_BOOK = 16  # windows
-_OWN_LIMIT, _OWN_TOKENS = 32, 1024  # of the user's own texts
+OWN_LIMIT, OWN_TOKENS = 32, 1024  # windows of the user's own texts, and tokens of each
 
 Path_ = str | os.PathLike[str]
 
@@ -166,8 +166,8 @@ def _own_texts(
     limit: int | None,
     bos: str,
 ) -> list[Text]:
-    most = check_int("max_eval_tokens", max_eval_tokens or _OWN_TOKENS, SHORTEST_TEXT)
-    count = check_int("limit", _OWN_LIMIT if limit is None else limit, 1)
+    most = check_int("max_eval_tokens", max_eval_tokens or OWN_TOKENS, SHORTEST_TEXT)
+    count = check_int("limit", OWN_LIMIT if limit is None else limit, 1)
     paths = [name] if isinstance(name, str | os.PathLike) else list(name)
     named = sources.own(paths)
     first = _first_tokens(tokenizer, bos)

@@ -16,6 +16,7 @@ from knorm_core.compressor import l2_compress
 from knorm_core.counts import check_int
 from knorm_core.latency.generation import Clock, feed_prompt
 from knorm_core.latency.measure import Latency, check_job, check_keep_ratios, check_rounds, measure_job
+from knorm_core.methods.language_model import as_ids
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def measure_contexts(
     lengths = sorted({check_int("contexts", context, new_tokens + 1) for context in contexts})
     if not lengths:
         raise ValueError("contexts is empty: give at least one length in tokens")
-    ids = torch.as_tensor(input_ids).flatten()
+    ids = as_ids(input_ids).flatten()
     if len(ids) < lengths[-1] - new_tokens:
         raise ValueError(
             f"input_ids has {len(ids)} tokens, but contexts={lengths!r} with new_tokens={new_tokens} "

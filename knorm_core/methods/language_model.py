@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,7 @@ from knorm_core.counts import SHORTEST_TEXT
 def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
     """One text's token ids as (n,) int64 on the model's device, or an error that says what is wrong."""
     _check_model(model)
-    if isinstance(input_ids, Mapping):
-        raise TypeError(f"input_ids is a {type(input_ids).__name__}: give its input_ids alone")
-    ids = torch.as_tensor(input_ids)
+    ids = as_ids(input_ids)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         if ids.numel() == 0:
             raise ValueError(f"input_ids is empty: a text needs at least {SHORTEST_TEXT} tokens")
@@ -38,6 +36,25 @@ def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
             f"input_ids has {len(ids)} tokens, but the model has {limit} positions; cut the text (max_eval_tokens)"
         )
     return ids.long().to(model.device)  # type: ignore[arg-type]
+
+
+def as_ids(input_ids: Any) -> torch.Tensor:
+    """Token ids as a tensor of whatever shape and dtype they have.
+
+    Raises:
+        TypeError: they are text, or what a tokenizer made of one with more than the ids in it, or no numbers.
+        ValueError: they are texts of several lengths.
+    """
+    kind = type(input_ids).__name__
+    if isinstance(input_ids, Mapping):
+        raise TypeError(f"input_ids is a {kind}: give its input_ids alone, as in tokenizer(text).input_ids")
+    first = input_ids[0] if isinstance(input_ids, Sequence) and len(input_ids) else input_ids
+    if isinstance(first, str | bytes):
+        raise TypeError(f"input_ids is text (a {kind}): tokenise it first, as in tokenizer(text).input_ids")
+    try:
+        return torch.as_tensor(input_ids)
+    except (TypeError, RuntimeError):
+        raise TypeError(f"input_ids is a {kind} that holds no integers: give token ids") from None
 
 
 def check_late_positions(model: nn.Module, ids: torch.Tensor, first_position: int) -> None:

@@ -10,7 +10,8 @@ fixtures (``pip install 'knorm[suite]'`` brings what they need)::
                           first part of its tables' names; ``.require(tokens=…, layers=…)`` skips what it cannot run
 ``embedded_model``        the embedded model in float64, whatever the options say
 ``texts_of``              ``texts_of(language_model, "embedded-short")``: the texts of a set, as token ids
-``text_set``              a text set of ``--knorm-text``; a test that asks for it runs with each
+``text_set``              a text set of ``--knorm-text``, or the name of a text of one's own; a test that asks for it
+                          runs with each
 ``position_mode``         a mode of ``--knorm-positions``; likewise
 ``table_settings``        ``.keep_ratios``, ``.prune_after``, ``.max_eval_tokens``, ``.positions`` of the command line
 ``golden``                ``golden.check(name, rows, key=…, made_from=…)``: numbers against a golden file
@@ -46,7 +47,7 @@ pytest_plugins = [
     f"knorm_core.plugin.{name}"
     for name in (
         "extras",
-        "settings", "inputs", "tables", "recorder", "regeneration", "golden", "stored", "progress", "breadth",
-        "policies",
+        "settings", "inputs", "texts", "tables", "recorder", "regeneration", "golden", "stored", "progress", "breadth",
+        "policies", "unread",
     )
 ]  # fmt: skip

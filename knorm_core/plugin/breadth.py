@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ import torch
 from knorm_core.contract.command_line import options
 from knorm_core.evaluation import Evaluation
 from knorm_core.experiments.breadth import TEXTS, Row
+from knorm_core.inputs.loaded import loaded
 from knorm_core.inputs.texts import Text
 from knorm_core.plugin.inputs import LoadedModel
 from knorm_core.sweeps.cells import Cell
@@ -51,11 +51,12 @@ def across_kinds(texts: Sequence[Text]) -> list[Text]:
 
 
 @pytest.fixture(scope="session")
-def single_precision(language_model: LoadedModel) -> Any:
+def single_precision(request: pytest.FixtureRequest, language_model: LoadedModel) -> Any:
     """The model in float32, or in the lower precision that was asked for: breadth is worth more than digits."""
     if language_model.model.dtype != torch.float64:
         return language_model.model
-    return copy.deepcopy(language_model.model).to(torch.float32)
+    device = request.config.getoption("knorm_device")
+    return loaded(language_model.name, "float32", device, language_model.identity).model
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +82,7 @@ def breadth_of(
             ]
             for row in rows
         }
-        outcomes = run_all([cell for each in cells.values() for cell in each], single_precision)
+        outcomes = run_all([cell for each in cells.values() for cell in each])
         return {row: [outcomes[cell].result() for cell in each] for row, each in cells.items()}
 
     return lambda text_set, index, rows: evaluations(text_set, index, tuple(rows))

@@ -12,30 +12,38 @@ from rich.text import Text
 
 from knorm_core.claims import ClaimError, judge, load_claims
 from knorm_core.plugin.tables import print_table
+from knorm_core.results.evidence import without_evidence
 from knorm_core.results.records import VERDICTS, Results, Table, Verdict
 
 _STYLES = dict(zip(VERDICTS, ("green", "yellow", "red", "cyan", "dim"), strict=True))
 
 
 class Ledger(NamedTuple):
-    """The verdicts; ``concerned``: whether this run recorded a table that one of them rests on; or what is wrong."""
+    """The verdicts, or what is wrong.
+
+    Attributes:
+        concerned: whether this run recorded a table that a verdict rests on.
+        no_evidence: of each model of this run that has learned nothing, a sentence that says so.
+    """
 
     verdicts: Sequence[Verdict]
     concerned: bool
     error: str = ""
+    no_evidence: Sequence[str] = ()
 
     @classmethod
     def of(cls, results: Results, recorded: Sequence[Table], root: Path) -> Ledger:
         """Judge the claims under ``root``, if any; ``recorded`` are the tables of this run among ``results``."""
         folder = root / "baselines" / "claims"
         if not folder.is_dir():
-            return cls((), False)
+            return cls((), False, no_evidence=_without_evidence(recorded))
         try:
             verdicts = judge(load_claims(folder), results)
         except ClaimError as error:
             return cls((), False, str(error))
         names = {table.name for table in recorded}
-        return cls(verdicts, any(names.intersection(verdict.rests_on) for verdict in verdicts))
+        concerned = any(names.intersection(verdict.rests_on) for verdict in verdicts)
+        return cls(verdicts, concerned, no_evidence=_without_evidence(recorded))
 
     def show(self, terminalreporter: Any, *, untested: bool = False) -> None:
         """Print one table per source, if this run says anything about the claims.
@@ -44,6 +52,8 @@ class Ledger(NamedTuple):
         """
         if self.error:
             terminalreporter.line(f"no verdicts: {self.error}" if not self.verdicts else self.error, red=True)
+        for sentence in self.no_evidence:
+            terminalreporter.line(sentence, yellow=True)
         if not self.concerned:
             return
         for source in dict.fromkeys(verdict.source for verdict in self.verdicts):
@@ -58,6 +68,10 @@ class Ledger(NamedTuple):
         elif others:
             count = f"{len(others)} claim{'s' if len(others) > 1 else ''}"
             terminalreporter.line(f"{count} not testable here, for want of their tables: --knorm-claims lists them")
+
+
+def _without_evidence(recorded: Sequence[Table]) -> list[str]:
+    return [f"{model}: {why}." for model, why in without_evidence(Results(tables=recorded)).items()]
 
 
 def verdict_table(source: str, verdicts: Sequence[Verdict]) -> RichTable:
@@ -83,9 +97,9 @@ def needs_table(verdicts: Sequence[Verdict]) -> RichTable:
 
 
 def figure(verdict: Verdict) -> str:
-    """The number that a verdict rests on, with its interval: "0.5 over 1.0: 1.19 [1.15, 1.24]"; empty without."""
+    """The number that a verdict rests on, with its interval: "0.5 over 1.0: 1.19 [1.15, 1.24]"; else what it needs."""
     if not verdict.numbers:
-        return ""
+        return f"needs {verdict.needs}" if verdict.needs else ""
     number = verdict.numbers[0]
     limits = "" if number.low is None or number.high is None else f" [{number.low:.3g}, {number.high:.3g}]"
     return f"{number.what}: {number.value:.3g}{limits}"

@@ -14,6 +14,7 @@ from knorm_core.contract.command_line import options
 from knorm_core.results.file import ResultsError, read_results
 
 _LINE_EVERY = 30.0  # seconds, where output is no terminal
+_FIRST_GUESS = 10.0  # seconds from which on a first run's pace says something
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,8 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--knorm-progress",
         action="store_true",
         default=False,
-        help="show a bar, what is computed and how long it will take (after a first run into the same --knorm-report), "
-        "in place of a line per test",
+        help="show a bar, what is computed and how long it will take (better after a first run into the same "
+        "--knorm-report), in place of a line per test",
     )
 
 
@@ -30,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if config.getoption("knorm_progress") and terminal is not None and not hasattr(config, "workerinput"):
-        terminal.showfspath = False
+        terminal.showfspath = terminal._show_progress_info = False
         config.pluginmanager.register(Bar(terminal, _earlier_seconds(config)), "knorm-progress")
 
 
@@ -112,13 +113,26 @@ class Bar:
             self._bar.stop()
 
     def seconds_left(self, now: float) -> float | None:
-        """From how long the tests took earlier, scaled by how long those that are done take now; None if unknown."""
-        known = [self._earlier.get(name) for name in self._tests]
-        if not self._done or None in known:
+        """How long the tests that are left will take at this run's pace; None as long as nothing can be said.
+
+        Tests count by how long they took earlier; those of which that is not known, all of them in a first run,
+        count as much as the others on average.
+        """
+        elapsed = now - self._started
+        if not self._done or (not self._known and elapsed < _FIRST_GUESS):
             return None
-        before = sum(self._earlier[name] for name in self._done)
-        left = sum(self._earlier[name] for name in self._tests if name not in self._done)
-        return left * (now - self._started) / before if before else None
+        known = [self._earlier[name] for name in self._tests if name in self._earlier]
+        usual = sum(known) / len(known) if any(known) else 1.0
+        before, left = (
+            sum(self._earlier.get(name, usual) for name in self._tests if (name in self._done) == done)
+            for done in (True, False)
+        )
+        return left * elapsed / before if before else None
+
+    @property
+    def _known(self) -> bool:
+        """Whether it is known of every test how long it took earlier."""
+        return all(name in self._earlier for name in self._tests)
 
     def sentence(self, now: float) -> str:
         """Such as "12 of 126 tests, 1 failed; about 8 min left; table matches baseline[pg19-cache]"."""
@@ -127,7 +141,8 @@ class Bar:
         ]
         left = self.seconds_left(now)
         if left is not None and len(self._done) < len(self._tests):
-            parts.append(f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left")
+            about = "about" if self._known else "perhaps"
+            parts.append(f"{about} {left / 60:.0f} min left" if left >= 90 else f"{about} {left:.0f} s left")
         if self._running:
             parts.append(next(iter(self._running)).rpartition("::")[2].removeprefix("test_").replace("_", " "))
         return "; ".join(parts)

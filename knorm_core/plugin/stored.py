@@ -108,17 +108,14 @@ def cell_of(request: pytest.FixtureRequest, language_model: LoadedModel) -> Call
 def run_all(
     request: pytest.FixtureRequest, language_model: LoadedModel, result_store: Store | None
 ) -> Callable[..., dict[Cell, Outcome]]:
-    """``run_all(cells)``: their outcomes, from the store, the cluster of --knorm-scheduler, or this process.
-
-    ``run_all(cells, model)`` where the cells are not of the command line's precision.
-    """
+    """``run_all(cells)``: their outcomes, from the store, the cluster of --knorm-scheduler, or this process."""
     scheduler = request.config.getoption("knorm_scheduler")
     manager = request.config.pluginmanager
     terminal, capture = manager.get_plugin("terminalreporter"), manager.get_plugin("capturemanager")
 
-    def run(cells: Iterable[Cell], model: Any = None) -> dict[Cell, Outcome]:
+    def run(cells: Iterable[Cell]) -> dict[Cell, Outcome]:
         cells = list(cells)
-        coming = run_cells(cells, store=result_store, scheduler=scheduler, model=model or language_model.model)
+        coming = run_cells(cells, store=result_store, scheduler=scheduler, progress=False)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", SlowFallbackWarning)  # to be told of, not a failure

@@ -31,21 +31,22 @@ from knorm_core.report import (
 from knorm_core.report.palette import DARK, LIGHT
 from knorm_core.report.section import Figure, Section, ShownTable, as_recorded
 from knorm_core.report.words import counted, number
+from knorm_core.results.evidence import without_evidence
 from knorm_core.results.records import Results
 
-#: In the order of the page.
+#: In the order of the page: a curve is what most people come for.
 SECTIONS: tuple[Callable[[Results], Section], ...] = (
-    runs.section,
-    verdicts.section,
-    trail.section,
     perplexity.section,
     cache_length.section,
+    verdicts.section,
+    trail.section,
     controls.section,
     policies.section,
     norm_attention.section,
     passkey.section,
     latency.section,
     precision.section,
+    runs.section,
     baselines.section,
 )
 LONG_TABLE = 60  # rows; longer ones stay closed on paper
@@ -87,7 +88,10 @@ def render(results: Results) -> str:
         .get_template("page.html")
         .render(
             title=title(results),
-            typed=lambda command: with_options(command, results),
+            outcome=runs.outcome(results.tests, results.runs),
+            without_evidence=without_evidence(results),
+            passed=all(test.outcome != "failed" for test in results.tests),
+            typed=lambda command, own=(): with_options(command, results, own),
             sections=sections,
             id_of_table={name: table.id for table in reversed(tables) for name in table.table.sources},
             style=_part("page.css"),
@@ -111,8 +115,8 @@ def with_the_rest(sections: Sequence[Section], results: Results) -> list[Section
     return [*others, replace(last, tables=[*last.tables, *rest])]
 
 
-def with_options(command: str, results: Results) -> str:
-    """A command that makes what is missing, with the ``--knorm-…`` options of the last run.
+def with_options(command: str, results: Results, own: Sequence[str] = ()) -> str:
+    """A command that makes what is missing, with the ``--knorm-…`` options of the last run but those of its ``own``.
 
     >>> from knorm_core.results.records import Run
     >>> run = Run("", "", 0, "pytest -m repro --knorm-model gpt2 --knorm-report=out", 0, {}, {}, {})
@@ -126,7 +130,8 @@ def with_options(command: str, results: Results) -> str:
         words = typed.split()
     options = []
     for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word.startswith("--knorm-") and word.partition("=")[0] not in command:
+        option = word.partition("=")[0]
+        if option.startswith("--knorm-") and option not in command and option not in own:
             options += [word] if "=" in word or following.startswith("-") or not following else [word, following]
     if not options:
         return command

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MODES = {"absolute": "true positions", "cache": "positions from the cache length"}
 Report = tuple[str, Sequence[tuple[float, float]]]  # its column, and (keep ratio, multiple of its keep 1.0)
+# What tox -e pythia gives its run.
+_OF_PYTHIA = ("--knorm-model", "--knorm-text", "--knorm-max-eval-tokens", "--knorm-missing-baseline")
 _COLOURS = {"absolute": "blue", "cache": "vermillion"}
 
 
@@ -48,7 +50,9 @@ def section(results: Results) -> Section:
         if mode not in modes
     ]
     if not any(model.endswith("pythia-70m-deduped") for model, _, _ in groups):
-        absent.append(Absent("the model that the report is about, EleutherAI/pythia-70m-deduped", "tox -e pythia"))
+        absent.append(
+            Absent("the model that the report is about, EleutherAI/pythia-70m-deduped", "tox -e pythia", own=_OF_PYTHIA)
+        )
     return Section(
         "perplexity",
         "Perplexity against keep ratio",

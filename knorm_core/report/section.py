@@ -97,11 +97,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Absent:
-    """What is missing, as a noun, and the command that makes it; a narrower one where there is."""
+    """What is missing, as a noun, and the command that makes it; a narrower one where there is.
+
+    ``own`` are the options that the command brings itself, so that those of the run are not added to it.
+    """
 
     what: str
     command: str
     narrower: str = ""
+    own: Sequence[str] = ()
 
 
 def of_kind(results: Results, pattern: str) -> list[Table]:

@@ -14,27 +14,35 @@ _SOURCES = {"report": "Claims of the report", "paper": "Claims of the paper"}
 
 
 def section(results: Results) -> Section:
-    """Counts, and one entry per claim in the order of the ledger, those that cannot be tested here last."""
+    """Counts, and one entry per claim in the order of the ledger, those of which nothing is known here folded away."""
     counts = Counter(verdict.verdict for verdict in results.verdicts)
-    sources: dict[str, list[Verdict]] = {}
-    for verdict in sorted(
-        results.verdicts, key=lambda verdict: verdict.verdict == NOT_TESTABLE
-    ):  # what was judged first
-        sources.setdefault(verdict.source, []).append(verdict)
+    sources = [
+        (
+            _SOURCES.get(source, source),
+            [verdict for verdict in results.verdicts if verdict.source == source and not _untested(verdict)],
+            [verdict for verdict in results.verdicts if verdict.source == source and _untested(verdict)],
+        )
+        for source in dict.fromkeys(verdict.source for verdict in results.verdicts)
+    ]
     return Section(
         "verdicts",
         "Verdicts at a glance",
-        "What became of each published claim? Every verdict is computed from the tables below.",
+        "What became of each published claim? Every verdict is computed from tables of this page.",
         absent=[] if results.verdicts else [Absent("verdicts on the published claims", "tox")],
         template="verdicts.html",
         content={
             "summary": summary(results.verdicts),
             "kinds": [(kind, MARKS[kind], counts[kind], meaning) for kind, meaning in VERDICTS.items()],
-            "sources": [(_SOURCES.get(source, source), each) for source, each in sources.items()],
+            "sources": sources,
             "marks": MARKS,
             "behind": behind,
         },
     )
+
+
+def _untested(verdict: Verdict) -> bool:
+    """Whether neither the claim's own model nor any other says something of it."""
+    return verdict.verdict == NOT_TESTABLE and not verdict.transfers
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:

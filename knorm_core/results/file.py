@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
         ResultsError: (a ValueError) no such file, or a line that is not a record of a known schema version.
     """
     path = Path(folder)
-    path = path / FILE if path.is_dir() else path
+    path = path / FILE if os.path.isdir(path) else path
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device would never end
+            raise OSError("no regular file")
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character in the path
         raise ResultsError(f"no results at {path} ({error}): pytest -m repro --knorm-report DIR writes them") from None
     records: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
     version = None

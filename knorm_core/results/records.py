@@ -51,6 +51,9 @@ CARRIES_OVER, DOES_NOT_CARRY_OVER, _ = TRANSFERS
 # `knorm_core.methods.onepass`), it moves further than the mean over all of them: by 1.4e-6 between two processors.
 _LIMITS = 10
 
+#: in what a table was made from: the size of the model's vocabulary, beside which its perplexity is to be seen
+VOCABULARY = "vocabulary"
+
 TableRow = Mapping[str, Any]
 TableRows = Sequence[TableRow]
 

@@ -23,7 +23,8 @@ from torch import nn
 from knorm_core.arguments import Arguments
 from knorm_core.evaluation import Evaluation
 from knorm_core.evaluator import Evaluator
-from knorm_core.inputs.models import ModelNotFoundError, load_model, model_folder, model_identity
+from knorm_core.inputs.loaded import loaded
+from knorm_core.inputs.models import ModelIdentity, ModelNotFoundError, model_folder, model_identity
 from knorm_core.inputs.texts import load_texts
 from knorm_core.inputs.tokenizers import load_tokenizer
 from knorm_core.policy import Policy
@@ -219,16 +220,15 @@ def _float32_products(backend: Any) -> Any:
 class Bench:
     """Evaluates one cell at a time, keeping the last model and what rows of the last text have in common.
 
-    Args:
-        model: what the cells' name stands for, where it is loaded already.
+    The model is what `knorm_core.inputs.loaded.loaded` has under the cell's name, and nobody else's: a result is
+    stored under the hash of the weights that gave it.
 
     Attributes:
-        loaded: how many models were loaded.
+        loaded: how many models were taken up.
     """
 
-    def __init__(self, model: nn.Module | None = None) -> None:
+    def __init__(self) -> None:
         self.loaded = 0
-        self._given = model
         self._model: tuple[tuple[str, ...], nn.Module] | None = None
         self._evaluator: Evaluator | None = None
         self._lock = threading.Lock()
@@ -241,7 +241,7 @@ class Bench:
             Whatever `evaluate` raises.
         """
         with self._lock:
-            model = self._given if self._given is not None else self._model_of(cell)
+            model = self._model_of(cell)
             evaluator = Evaluator(model, cell.input_ids)
             last = self._evaluator
             if last is not None and last.model is model and torch.equal(last.ids, evaluator.ids):
@@ -253,8 +253,9 @@ class Bench:
         key = (cell.model, cell.weights, cell.config, cell.dtype, cell.device)
         if self._model is None or self._model[0] != key:
             self._model = self._evaluator = None
-            folder = model_folder(cell.model)
-            here = model_identity(cell.model, folder)
+            model, _, here = loaded(
+                cell.model, cell.dtype, cell.device, ModelIdentity(cell.weights, cell.tokenizer, cell.config)
+            )
             pairs = (("weights", here.weights, cell.weights), ("a configuration", here.config, cell.config))
             for what, digest, expected in pairs:
                 if digest != expected:
@@ -262,7 +263,7 @@ class Bench:
                         f"model {cell.model!r} has {what} of SHA-256 {digest[:12]}… here, and {expected[:12]}… where "
                         f"the sweep was made"
                     )
-            self._model = (key, load_model(folder, getattr(torch, cell.dtype), cell.device)[0])
+            self._model = (key, model)
             self.loaded += 1
         return self._model[1]
 

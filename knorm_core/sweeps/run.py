@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import IO
-
-from torch import nn
 
 from knorm_core.sweeps.cells import Bench, Cell, environment
 from knorm_core.sweeps.outcome import Outcome, keep, look_up
@@ -21,7 +20,7 @@ def run_cells(
     *,
     store: Store | None = None,
     scheduler: str | None = None,
-    model: nn.Module | None = None,
+    progress: bool = True,
 ) -> Iterator[Outcome]:
     """Evaluate every cell; yield each outcome as it arrives, already stored.
 
@@ -34,17 +33,23 @@ def run_cells(
         store: where to look results up and to put them.
         scheduler: address of a Dask scheduler (``tcp://…``) whose workers are to do the work; see
             `knorm_core.sweeps.cluster`. Outcomes then come in the order of their completion.
-        model: a loaded model to use for every cell (in this process).
+        progress: show on stderr how far it is, and the totals at the end.
 
     Raises:
         ClusterError: there is no such scheduler, or none of its workers would give the same numbers.
     """
+    if progress:
+        cells = list(cells)
+        yield from with_progress(
+            run_cells(cells, store=store, scheduler=scheduler, progress=False), len(cells), sys.stderr
+        )
+        return
     if scheduler is not None:
         from knorm_core.sweeps.cluster import outcomes
 
         yield from outcomes(cells, scheduler, store)
         return
-    bench = Bench(model)
+    bench = Bench()
     for cell in cells:
         try:
             around = environment(cell.device)
@@ -57,7 +62,10 @@ def run_cells(
 
 
 def with_progress(outcomes: Iterable[Outcome], total: int, file: IO[str]) -> Iterator[Outcome]:
-    """Yield the outcomes and show progress: a bar on a terminal, elsewhere a line every ten seconds."""
+    """Yield the outcomes and show progress: a bar on a terminal, elsewhere a line every ten seconds.
+
+    The totals are a line at the end, on both.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -90,3 +98,5 @@ def with_progress(outcomes: Iterable[Outcome], total: int, file: IO[str]) -> Ite
             failed += outcome.error is not None
             show()
             yield outcome
+    if console.is_terminal:
+        print(f"knorm: {done} of {total} cells, {stored} from the store, {failed} failed", file=file, flush=True)

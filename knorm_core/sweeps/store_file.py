@@ -105,7 +105,9 @@ def is_sound(path: Path) -> bool:
 
 def is_damage(error: Exception) -> bool:
     """Whether an error says that the file is damaged, rather than locked, full or somebody else's."""
-    return isinstance(error, DamagedError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+    code = getattr(error, "sqlite_errorcode", 0)
+    # A page that ends early: SQLite 3.53 says so of a file that was cut off, where 3.40 calls it malformed.
+    return isinstance(error, DamagedError) or code & 0xFF in _DAMAGE or code == sqlite3.SQLITE_IOERR_SHORT_READ
 
 
 def reason(error: Exception) -> str:

@@ -291,3 +291,14 @@ def test_a_terminal_of_few_letters_gets_a_replacement_for_the_others(folders):
         )
         assert (ran.returncode, ran.stderr) == (1, b"")
         assert b"m/?/ppl" in ran.stdout
+
+
+def test_what_is_no_regular_file_is_refused_and_not_read_for_ever(tmp_path, capsys):
+    os.mkfifo(tmp_path / "results.jsonl")
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device" / "results.jsonl").symlink_to("/dev/zero")
+    for place in (tmp_path, tmp_path / "device", "a\0b"):
+        assert main([str(place), str(place)]) == 2
+        error = capsys.readouterr().err
+        assert "no results at" in error
+        assert error.count("\n") == 1

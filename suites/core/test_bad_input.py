@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from fractions import Fraction
 
 import pytest
 import torch
+from transformers import BatchEncoding
 
 from knorm_core import (
     ModelNotFoundError,
@@ -14,16 +17,20 @@ from knorm_core import (
     UnsupportedModelError,
     effective_prune_after,
     evaluate,
+    evaluate_batch,
+    evaluate_rows,
     evaluate_table,
     kept_count,
     l2_compress,
     load_model,
     load_texts,
+    measure_latency,
     perplexity,
 )
+from knorm_core.latency import measure_contexts
 from knorm_core.methods import onepass
 from knorm_core.policies import SnapKV
-from knorm_core.setting import Setting
+from knorm_core.setting import Setting, SlowFallbackWarning
 from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
@@ -265,3 +272,52 @@ def test_families_whose_bias_goes_by_place_are_refused(family, method):
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(UnsupportedModelError, match=f"{family}ForCausalLM reads the distance of a key off its place"):
         evaluate(model, random_ids(60), keep_ratio=0.5, prune_after=40, method=method)
+
+
+ENCODED = BatchEncoding({"input_ids": [list(range(40))], "attention_mask": [[1] * 40]})
+ASKED_OF_IDS = {
+    "evaluate": lambda model, ids: evaluate(model, ids, keep_ratio=0.5),
+    "evaluate_rows": lambda model, ids: evaluate_rows(model, ids, {"row": {"keep_ratio": 0.5}}),
+    "evaluate_table": lambda model, ids: evaluate_table(model, ids, keep_ratios=[0.5]),
+    "evaluate_batch": lambda model, ids: evaluate_batch(model, ids, keep_ratio=0.5),
+    "measure_latency": lambda model, ids: measure_latency(model, ids, keep_ratios=[0.5], prune_after=36, new_tokens=2),
+    "measure_contexts": lambda model, ids: measure_contexts(model, ids, contexts=[36], keep_ratios=[0.5]),
+}
+
+
+@pytest.mark.parametrize("function", ASKED_OF_IDS)
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (ENCODED, "input_ids is a BatchEncoding: give its input_ids alone, as in tokenizer(text).input_ids"),
+        ({"input_ids": [1] * 40}, "input_ids is a dict: give its input_ids alone"),
+        ("The ferry left at nine.", "input_ids is text (a str): tokenise it first, as in tokenizer(text).input_ids"),
+        (["The ferry", "left"], "input_ids is text (a list): tokenise it first"),
+        (None, "input_ids is a NoneType that holds no integers: give token ids"),
+        ([None] * 40, "input_ids is a list that holds no integers: give token ids"),
+    ],
+    ids=["encoding", "dict", "text", "texts", "none", "nones"],
+)
+def test_what_is_no_ids_is_told_what_to_do_whoever_is_asked(function, given, sentence, untouchable):
+    with pytest.raises(TypeError, match=re.escape(sentence)):
+        ASKED_OF_IDS[function](untouchable, given)
+
+
+def test_one_pass_asked_for_by_name_with_a_function_says_that_it_runs_stepwise():
+    model, ids = tiny_model("llama"), random_ids(60)
+    with pytest.warns(SlowFallbackWarning, match=r"compressor=l2_compress is evaluated token by token in spite of"):
+        named = evaluate(model, ids, keep_ratio=0.5, compressor=l2_compress, method="onepass")
+    assert named.method == "stepwise"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # where nobody has named a method, nothing is said
+        assert evaluate(model, ids, keep_ratio=0.5, compressor=l2_compress).ppl == named.ppl
+        evaluate(model, ids, keep_ratio=0.5, compressor=l2_compress, method="stepwise")
+
+
+def test_an_evaluation_is_shown_in_a_line():
+    evaluation = evaluate(tiny_model("llama"), random_ids(60), keep_ratio=0.5, skip_layers=[0])
+    assert repr(evaluation) == (
+        f"Evaluation(ppl={evaluation.ppl:.6g}, {len(evaluation.nll)} of 60 tokens scored, prune_after "
+        f"{evaluation.effective_prune_after}, 0 to {max(evaluation.evictions_per_layer)} evictions per layer, peak "
+        f"cache {evaluation.peak_cache}, onepass)"
+    )

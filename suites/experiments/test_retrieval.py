@@ -242,7 +242,7 @@ def show_cell(cell, prompts, show_table):
             {
                 "compressed": row["when"].replace("_", " "),
                 "keep ratio": str(row["keep_ratio"]),
-                "layers left alone": str(row["skip_layers"]),
+                "layers left alone": ", ".join(map(str, row["skip_layers"])) or "none",
                 "exact match": f"{row['matches']} of {row['of']}",
             }
             for row in rows

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import transformers
 
 from knorm_core.command import main
-from suites.hub.content import tokenizer_files
 
 pytestmark = pytest.mark.fast
 
 COMMANDS = ("eval", "check", "compare", "report", "prepare", "fetch")
 STORY = "The ferry left at nine. Nobody had counted the passengers, and nobody would. " * 40
-
-
-@pytest.fixture(scope="module")
-def own_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("own") / "my model"
-    config = transformers.LlamaConfig(
-        vocab_size=800, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for name, content in tokenizer_files().items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 @pytest.mark.parametrize("command", COMMANDS)

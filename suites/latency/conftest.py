@@ -13,7 +13,11 @@ from knorm_core import load_model
 from knorm_core.inputs.models import model_identity
 from knorm_core.latency.records import Record
 from knorm_core.plugin.inputs import LoadedModel
+from knorm_core.plugin.unread import READERS
 from suites.families import VOCABULARY, tiny_model
+
+for _option in ("--knorm-model", "--knorm-dtype", "--knorm-device"):
+    READERS[_option] += ("timed_model",)
 
 
 @pytest.fixture(scope="session")

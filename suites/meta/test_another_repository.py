@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -144,6 +145,18 @@ def test_tests_of_the_policy_of_the_command_line_are_left_out_without_one_and_ot
     )
     run("-k", "own or table or other or fast").assert_outcomes(passed=3, deselected=1)
     run("-k", "own or table or other or fast", "--knorm-policy", "tova").assert_outcomes(passed=3, deselected=1)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_new_baselines_have_the_mode_that_the_umask_says(mask, mode, run):
+    before = os.umask(mask)
+    try:
+        assert run("--force-regen").ret == 0
+    finally:
+        os.umask(before)
+    files = [path for path in run.pins.rglob("*") if path.is_file()]
+    assert sorted({path.suffix for path in files}) == [".csv", ".txt", ".yml"]
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
 def test_two_models_whose_folders_share_a_name_do_not_share_a_baseline(run):
@@ -336,5 +349,15 @@ def test_the_time_left_is_that_of_the_earlier_run_at_the_speed_of_this_one():
     bar._running = {"t.py::test_b[x]": None}
     assert bar.seconds_left(now=120.0) == pytest.approx(180.0)
     assert bar.sentence(120.0) == "1 of 2 tests; about 3 min left; b[x]"
-    bar._tests.append("t.py::new")
-    assert bar.seconds_left(now=120.0) is None
+    bar._tests.append("t.py::new")  # as long as the others on average
+    assert bar.seconds_left(now=120.0) == pytest.approx(280.0)
+    assert bar.sentence(120.0) == "1 of 3 tests; perhaps 5 min left; b[x]"
+
+
+def test_the_time_left_of_a_first_run_is_that_of_its_tests_so_far_once_it_runs_for_some_seconds():
+    bar = Bar(SimpleNamespace(isatty=False, _tw=SimpleNamespace(_file=None)), {})
+    bar._tests, bar._done, bar._started = [f"t.py::test_{n}" for n in range(10)], {"t.py::test_3"}, 100.0
+    assert bar.seconds_left(now=104.0) is None
+    assert bar.sentence(104.0) == "1 of 10 tests"
+    assert bar.seconds_left(now=112.0) == pytest.approx(9 * 12.0)
+    assert bar.sentence(112.0) == "1 of 10 tests; perhaps 2 min left"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib.metadata
 import os
+import sys
 import tomllib
 from pathlib import Path
 
@@ -101,3 +102,22 @@ def test_what_is_installed_is_what_pip_was_told():
         if name in ranges() and Version(importlib.metadata.version(name)).public != pin
     }
     assert not other
+
+
+def pythons():
+    """The minor versions of Python 3 that the package says it runs on."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    prefix = "Programming Language :: Python :: 3."
+    return project, [int(line.removeprefix(prefix)) for line in project["classifiers"] if line.startswith(prefix)]
+
+
+def test_a_python_is_named_where_an_environment_runs_on_it_and_a_later_one_is_not_forbidden():
+    project, minors = pythons()
+    assert project["requires-python"] == f">=3.{min(minors)}"
+    assert minors == list(range(min(minors), max(minors) + 1))
+    bases = {section: tox().get(section, "base_python", fallback="") for section in tox().sections()}
+    assert bases.pop("testenv:fast-oldest") == f"python3.{min(minors)}"
+    assert {section: base for section, base in bases.items() if base} == {
+        f"testenv:fast-python3{minor}": f"python3.{minor}" for minor in minors if minor > min(minors)
+    }
+    assert sys.version_info[1] >= min(minors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from html import escape
+from html import escape, unescape
 
 import pytest
 
@@ -19,17 +19,17 @@ from suites.report.conftest import Parsed
 pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("report")]
 
 ORDER = [
-    "run",
-    "verdicts",
-    "trail",
     "perplexity",
     "cache-length",
+    "verdicts",
+    "trail",
     "controls",
     "policies",
     "norm-attention",
     "passkey",
     "latency",
     "precision",
+    "run",
     "baselines",
 ]
 SOURCES = ("https://arxiv.org/abs/2406.11430", "https://github.com/od-liu/CS3602-LLM-Inference-Acceleration")
@@ -140,6 +140,31 @@ def test_commands_that_make_what_is_missing_have_the_options_of_the_run(typed, c
     run = Run("r", "", 1.0, typed, 0, {}, {}, {})
     assert with_options(command, Results([run])) == expected
     assert typed == "pytest" or f"<code>{escape(with_options('tox', Results([run])))}</code>" in render(Results([run]))
+
+
+def test_a_command_that_names_a_model_itself_is_not_given_another():
+    run = Run("r", "", 1.0, "pytest --knorm-model x --knorm-text=y --knorm-report=out", 0, {}, {}, {})
+    assert "<code>tox -e pythia -- --knorm-report=out</code>" in render(Results([run]))
+
+
+def test_the_curve_comes_first_and_claims_of_which_nothing_is_known_are_a_line(parsed, page, results):
+    assert page.index("</svg>") < page.index('id="verdicts"')
+    nothing = [v for v in results.verdicts if v.verdict == "not testable here" and not v.transfers]
+    assert nothing
+    folded = unescape(page[page.index('<details class="untested">') :]).replace("\u00a0", " ")
+    assert all(verdict.claim in folded for verdict in nothing)
+    counts = re.findall(r"(\d+) claims? not testable here, for want of their tables", page)
+    assert sum(map(int, counts)) == len(nothing)
+
+
+def test_a_model_that_has_learned_nothing_is_said_to_be_evidence_of_nothing_at_the_top():
+    row = {"keep_ratio": 1.0, "ppl": 780.0}
+    for vocabulary, says in ((800, True), (50_000, False)):
+        table = Table("m/t/ppl-absolute", ["keep_ratio"], [row], {"vocabulary": vocabulary})
+        page = render(Results(tables=[table]))
+        sentence = "m: the model has learned nothing, so it is evidence of nothing: uncompressed it has a perplexity"
+        assert (sentence in page) == says
+        assert not says or page.index(sentence) < page.index("<main")
 
 
 def test_the_paper_and_the_report_are_explained_before_they_are_named(page):

@@ -12,10 +12,11 @@ import pytest
 from knorm_core import Evaluation
 from knorm_core.experiments.controls import pooled, shown_change
 from knorm_core.experiments.intervals import perplexity_ratio, precision
-from knorm_core.inputs.texts import TEXT_SETS
-from knorm_core.plugin.inputs import made_from, table_sets
+from knorm_core.plugin.inputs import made_from
 from knorm_core.plugin.settings import TableSettings
+from knorm_core.plugin.texts import most_texts, parts_of, table_sets
 from knorm_core.policy_names import find_policy, policy_label
+from knorm_core.report.words import counted
 from knorm_core.results.interval import Interval
 from knorm_core.sweeps.cells import Cell
 from suites.reproduction.reported import reported
@@ -95,12 +96,17 @@ def table_of(request, language_model, texts_of, table_settings, cell_of, run_all
 def texts_asked_for(items):
     """(text set, index) of every text whose table some test of this run needs."""
     parameters = [item.callspec.params for item in items if "table_of" in getattr(item, "fixturenames", ())]
-    single = [(asked["name"], asked["text_index"]) for asked in parameters if "text_index" in asked]
+    single = [
+        (asked["name"], index)
+        for asked in parameters
+        if "text_index" in asked
+        for index in range(asked["text_index"], most_texts(asked["name"]), asked["step"])
+    ]
     pooled = [
         (asked["text_set"], i)
         for asked in parameters
         if "text_set" in asked
-        for i in range(TEXT_SETS[asked["text_set"]].limit)
+        for i in range(most_texts(asked["text_set"]))
     ]
     return dict.fromkeys(single + pooled)
 
@@ -109,21 +115,23 @@ def pytest_generate_tests(metafunc):
     if "text_index" in metafunc.fixturenames:
         # A test per text, so that progress shows; xdist keeps a set's texts on one worker.
         cases = [
-            pytest.param(name, index, id=f"{name}-{index + 1}", marks=pytest.mark.xdist_group(name))
+            pytest.param(name, index, step, id=f"{name}-{index + 1}", marks=pytest.mark.xdist_group(name))
             for name in table_sets(metafunc.config)
-            for index in range(TEXT_SETS[name].limit)
+            for step in [parts_of(metafunc.config, name)]
+            for index in range(step)
         ]
-        metafunc.parametrize(("name", "text_index"), cases)
+        metafunc.parametrize(("name", "text_index", "step"), cases)
 
 
-def test_text_is_compressed_and_scored(name, text_index, table_of, language_model, texts_of, table_settings):
+def test_text_is_compressed_and_scored(name, text_index, step, table_of, language_model, texts_of, table_settings):
     texts = texts_of(language_model, name, table_settings.max_eval_tokens)
     if text_index >= len(texts):
         pytest.skip(f"{name} has {len(texts)} texts here")
-    for (_, ratio), evaluation in table_of(name, text_index).items():
-        n = len(texts[text_index].input_ids)
-        assert len(evaluation.nll) == n - 1 - evaluation.effective_prune_after
-        assert (min(evaluation.evictions_per_layer) > 0) == (ratio < 1)
+    for index in range(text_index, len(texts), step):
+        for (_, ratio), evaluation in table_of(name, index).items():
+            n = len(texts[index].input_ids)
+            assert len(evaluation.nll) == n - 1 - evaluation.effective_prune_after
+            assert (min(evaluation.evictions_per_layer) > 0) == (ratio < 1)
 
 
 def test_table_matches_baseline(
@@ -135,7 +143,7 @@ def test_table_matches_baseline(
     settings = table_settings.named
     name = f"{language_model.slug}/{text_set}/ppl-{position_mode}{table_settings.suffix}"
     show_table(
-        f"{text_set} ({len(evaluations[1.0])} texts), {position_mode} positions, "
+        f"{text_set} ({counted(len(texts), 'text')}), {position_mode} positions, "
         f"{policy_label(find_policy(table_settings.policy))}, {language_model.slug} in {language_model.dtype}",
         [as_read(row) for row in rows],
         "Interval: paired bootstrap of the ratio to keep 1.0. Evictions and tokens: all texts together.",

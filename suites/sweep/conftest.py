@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from knorm_core.inputs.loaded import loaded
 from knorm_core.inputs.models import model_identity
 from knorm_core.sweeps.cells import Cell
 from knorm_core.sweeps.store import Store
@@ -51,8 +52,9 @@ def cells_of(tiny_folder):
 
 
 @pytest.fixture(scope="session")
-def tiny():
-    return tiny_model("llama")
+def tiny(tiny_folder):
+    """The model that cells of the folder are evaluated with, in this process."""
+    return loaded(tiny_folder).model
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from knorm_core.inputs.models import load_model
 from knorm_core.sweeps.cells import versions
 from knorm_core.sweeps.cluster import ClusterError, ClusterWarning
 from knorm_core.sweeps.run import run_cells, with_progress
@@ -62,11 +61,6 @@ def times_done(cluster):
     return Counter(message["task"] for _, message in cluster.client.get_events("knorm")[cluster.earlier :])
 
 
-@pytest.fixture(scope="session")
-def loaded(tiny_folder):
-    return load_model(tiny_folder)[0]
-
-
 def executing(client):
     """(task, process id) of every worker that is in the middle of a task."""
 
@@ -87,11 +81,11 @@ def models_loaded(client):
     return client.run(count)
 
 
-def check_same(outcomes, cells, model):
+def check_same(outcomes, cells):
     """Every cell has come once, with the numbers of this process to the last bit."""
     from suites.sweep.test_sweep import equal
 
-    expected = {outcome.cell: outcome.result() for outcome in run_cells(cells, model=model)}
+    expected = {outcome.cell: outcome.result() for outcome in run_cells(cells)}
     assert len(outcomes) == len(cells)
     for outcome in outcomes:
         assert equal(outcome.result(), expected.pop(outcome.cell))
@@ -105,7 +99,7 @@ class Harm:
         return Path.touch, (self.path,)
 
 
-def test_what_another_client_posts_among_the_results_is_never_run(cluster, cells_of, loaded, tmp_path):
+def test_what_another_client_posts_among_the_results_is_never_run(cluster, cells_of, tmp_path):
     cells = cells_of(SLOW)
     harm = pickle.dumps(Harm(tmp_path / "ran"))
     coming = run_cells(cells, scheduler=cluster.scheduler_address)
@@ -115,25 +109,25 @@ def test_what_another_client_posts_among_the_results_is_never_run(cluster, cells
         for content in ({"done": harm}, {"json": "{}", "tensors": harm}, {"json": harm, "tensors": harm}):
             cluster.client.log_event("knorm", {"task": task, **content})
     cluster.client.log_event("knorm", "no message")
-    check_same([first, *coming], cells, loaded)
+    check_same([first, *coming], cells)
     assert not (tmp_path / "ran").exists()
 
 
-def test_workers_give_the_same_numbers_load_a_model_once_and_store_what_they_did(cluster, cells_of, loaded, tmp_path):
+def test_workers_give_the_same_numbers_load_a_model_once_and_store_what_they_did(cluster, cells_of, tmp_path):
     store, cells = Store(tmp_path / "results.sqlite"), cells_of(ROWS, texts=4)
     outcomes = list(run_cells(cells, store=store, scheduler=cluster.scheduler_address))
-    check_same(outcomes, cells, loaded)
+    check_same(outcomes, cells)
     assert max(models_loaded(cluster.client).values()) == 1
     assert sorted(times_done(cluster).values()) == [1] * len(cells)
     again = list(run_cells(cells, store=store, scheduler=cluster.scheduler_address))
-    check_same(again, cells, loaded)
+    check_same(again, cells)
     assert all(outcome.stored for outcome in again)
     assert len(times_done(cluster)) == len(cells)
-    here = list(run_cells(cells[:2], store=store, model=loaded))  # one thread here as there: the same entry
+    here = list(run_cells(cells[:2], store=store))  # one thread here as there: the same entry
     assert all(outcome.stored for outcome in here)
 
 
-def test_a_worker_killed_within_a_cell_loses_nothing_but_that_cells_time(cluster, cells_of, loaded):
+def test_a_worker_killed_within_a_cell_loses_nothing_but_that_cells_time(cluster, cells_of):
     cells = cells_of(SLOW, tokens=250)
     coming = run_cells(cells, scheduler=cluster.scheduler_address)
     outcomes = [next(coming)]
@@ -143,23 +137,23 @@ def test_a_worker_killed_within_a_cell_loses_nothing_but_that_cells_time(cluster
     os.kill(process, signal.SIGKILL)
     assert interrupted not in times_done(cluster)
     outcomes += coming
-    check_same(outcomes, cells, loaded)
+    check_same(outcomes, cells)
     assert set(times_done(cluster).values()) == {1}  # what was done was not done again
     assert interrupted in times_done(cluster)
 
 
-def test_a_cell_that_fails_is_reported_and_does_not_stop_the_others(cluster, cells_of, loaded, tmp_path):
+def test_a_cell_that_fails_is_reported_and_does_not_stop_the_others(cluster, cells_of, tmp_path):
     store = Store(tmp_path / "results.sqlite")
     cells = cells_of([ROWS[1], POISON, ROWS[2]])
     said = io.StringIO()
     coming = run_cells(cells, store=store, scheduler=cluster.scheduler_address)
     outcomes = {outcome.cell: outcome for outcome in with_progress(coming, 3, said)}
     assert isinstance(outcomes.pop(cells[1]).error, ValueError)
-    check_same(list(outcomes.values()), [cells[0], cells[2]], loaded)
+    check_same(list(outcomes.values()), [cells[0], cells[2]])
     assert said.getvalue().splitlines()[-1] == "knorm: 3 of 3 cells, 0 from the store, 1 failed"
 
 
-def test_a_cell_that_kills_every_worker_is_reported_and_does_not_take_the_others_along(cluster, cells_of, loaded):
+def test_a_cell_that_kills_every_worker_is_reported_and_does_not_take_the_others_along(cluster, cells_of):
     [deadly], others = cells_of(SLOW[:1], tokens=500), cells_of(ROWS, texts=2)
     key = "knorm-" + hashlib.sha256(canonical(deadly.inputs(versions())).encode()).hexdigest()
     killed, over = [], threading.Event()
@@ -181,7 +175,7 @@ def test_a_cell_that_kills_every_worker_is_reported_and_does_not_take_the_others
     failed = outcomes.pop(deadly)
     assert isinstance(failed.error, distributed.KilledWorker)
     assert len(killed) == 4  # two in the crowd, two alone
-    check_same(list(outcomes.values()), others, loaded)
+    check_same(list(outcomes.values()), others)
 
 
 # --- workers that would give other numbers
@@ -242,9 +236,7 @@ PRELOADS = {
 
 
 @pytest.mark.parametrize("differs", ["knorm_core", "torch", "transformers", "no knorm"])
-def test_a_worker_of_another_version_is_refused_with_both_named(
-    differs, scheduler, start_worker, other_code, cells_of, loaded
-):
+def test_a_worker_of_another_version_is_refused_with_both_named(differs, scheduler, start_worker, other_code, cells_of):
     cells = cells_of(ROWS, tokens=60)
     start_worker(other_code if differs == "knorm_core" else ROOT, PRELOADS.get(differs, ""))
     both = {
@@ -258,12 +250,10 @@ def test_a_worker_of_another_version_is_refused_with_both_named(
     start_worker(ROOT)
     with pytest.warns(ClusterWarning, match=f"is refused, since its numbers would not be the same: .*{both}"):
         outcomes = list(run_cells(cells, scheduler=scheduler.scheduler_address))
-    check_same(outcomes, cells, loaded)
+    check_same(outcomes, cells)
 
 
-def test_a_worker_of_another_version_that_joins_later_is_refused_too(
-    scheduler, start_worker, other_code, cells_of, loaded
-):
+def test_a_worker_of_another_version_that_joins_later_is_refused_too(scheduler, start_worker, other_code, cells_of):
     cells = cells_of(SLOW, tokens=250)
     start_worker(ROOT)
     coming = run_cells(cells, scheduler=scheduler.scheduler_address)
@@ -271,7 +261,7 @@ def test_a_worker_of_another_version_that_joins_later_is_refused_too(
     start_worker(other_code)
     with pytest.warns(ClusterWarning, match=r"is refused, .* knorm_core's sources"):
         outcomes += coming
-    check_same(outcomes, cells, loaded)
+    check_same(outcomes, cells)
     with distributed.Client(scheduler, set_as_default=False) as client:
         assert sorted(models_loaded(client).values()) == [0, 1]
 

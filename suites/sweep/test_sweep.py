@@ -23,6 +23,7 @@ from knorm_core.experiments.codecs import CHOICES, DIVERGENCE, FLAG, HEAD
 from knorm_core.experiments.divergence import divergence
 from knorm_core.experiments.norm_attention import HeadObservation
 from knorm_core.experiments.precision import evaluate_choices
+from knorm_core.inputs.loaded import loaded
 from knorm_core.inputs.models import ModelNotFoundError, load_model, model_identity
 from knorm_core.policies import TOVA
 from knorm_core.sweeps.cells import Bench, code_files, environment, sweep_cells
@@ -30,7 +31,7 @@ from knorm_core.sweeps.codec import EVALUATION, each, remember
 from knorm_core.sweeps.outcome import CellFailedError
 from knorm_core.sweeps.run import run_cells, with_progress
 from knorm_core.sweeps.store import Store, StoreWarning, canonical
-from suites.families import random_ids, tiny_model
+from suites.families import VOCABULARY, random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
 
@@ -57,7 +58,8 @@ def passes(tiny):
         seen.clear()
         return action(), len(seen)
 
-    evaluate(tiny, random_ids(60), keep_ratio=0.5)  # a model is probed once
+    for tokens in (60, 120):
+        evaluate(tiny, random_ids(tokens), keep_ratio=0.5)  # a model is probed once for each length
     assert seen
     yield during
     hook.remove()
@@ -84,7 +86,7 @@ def test_a_sweep_gives_the_numbers_of_evaluate_at_the_cost_of_a_table(cells_of, 
     tables, cost = passes(
         lambda: [evaluate_rows(tiny, random_ids(120, text), dict(enumerate(ROWS))) for text in range(2)]
     )
-    outcomes, paid = passes(lambda: list(run_cells(cells, store=store, model=tiny)))
+    outcomes, paid = passes(lambda: list(run_cells(cells, store=store)))
     assert [outcome.cell for outcome in outcomes] == cells
     assert paid == cost == 2 * (1 + 5)  # phase 1, and every row but the second uncompressed one
     for outcome, (table, index) in zip(outcomes, itertools.product(tables, range(len(ROWS))), strict=True):
@@ -94,35 +96,35 @@ def test_a_sweep_gives_the_numbers_of_evaluate_at_the_cost_of_a_table(cells_of, 
 
 def test_what_is_stored_is_not_computed_again_and_is_the_same_to_the_last_bit(cells_of, tiny, store, passes):
     cells = cells_of(ROWS)
-    first = list(run_cells(cells, store=store, model=tiny))
-    second, paid = passes(lambda: list(run_cells(cells_of(ROWS), store=Store(store.path), model=tiny)))
+    first = list(run_cells(cells, store=store))
+    second, paid = passes(lambda: list(run_cells(cells_of(ROWS), store=Store(store.path))))
     assert paid == 0
     assert all(outcome.stored for outcome in second)
     assert all(equal(computed.result(), stored.result()) for computed, stored in zip(first, second, strict=True))
 
 
 def test_a_sweep_that_was_stopped_goes_on_where_it_was(cells_of, tiny, store, passes):
-    for _, outcome in zip(range(4), run_cells(cells_of(ROWS, texts=2), store=store, model=tiny), strict=False):
+    for _, outcome in zip(range(4), run_cells(cells_of(ROWS, texts=2), store=store), strict=False):
         assert outcome.stored is None
-    outcomes, paid = passes(lambda: list(run_cells(cells_of(ROWS, texts=2), store=store, model=tiny)))
+    outcomes, paid = passes(lambda: list(run_cells(cells_of(ROWS, texts=2), store=store)))
     assert [outcome.stored is not None for outcome in outcomes] == [True] * 4 + [False] * 8
     assert paid == (1 + 2) + (1 + 5)
 
 
 def test_a_cell_that_fails_is_reported_with_its_name_and_does_not_stop_the_others(cells_of, tiny, store):
-    outcomes = list(run_cells(cells_of([ROWS[1], POISON, ROWS[2]]), store=store, model=tiny))
+    outcomes = list(run_cells(cells_of([ROWS[1], POISON, ROWS[2]]), store=store))
     assert [outcome.error is None for outcome in outcomes] == [True, False, True]
     with pytest.raises(
         CellFailedError, match=r"tiny llama on text 0 \(keep_ratio=0.5, prune_after=0, .*: ValueError: prune_"
     ):
         outcomes[1].result()
-    again = list(run_cells(cells_of([POISON]), store=store, model=tiny))  # no failure is ever stored
+    again = list(run_cells(cells_of([POISON]), store=store))  # no failure is ever stored
     assert isinstance(again[0].error, ValueError)
 
 
 def test_stepwise_cells_and_any_iterable_of_layers_are_evaluated_too(cells_of, tiny):
     row = {"keep_ratio": 0.5, "prune_after": 40, "method": "stepwise", "skip_layers": iter([0])}
-    [outcome] = run_cells(cells_of([row], tokens=60), model=tiny)
+    [outcome] = run_cells(cells_of([row], tokens=60))
     assert equal(outcome.result(), evaluate(tiny, random_ids(60), **(row | {"skip_layers": [0]})))
 
 
@@ -178,7 +180,7 @@ def test_a_policy_without_identity_is_evaluated_and_never_stored_and_that_is_sai
 
     rows = [{"keep_ratio": 0.5, "prune_after": 40, "policy": policy} for policy in (Closure(), TOVA())]
     with pytest.warns(StoreWarning, match="results of policy Closure are not stored: it has no identity") as said:
-        outcomes = [outcome for _ in "ab" for outcome in run_cells(cells_of(rows), store=store, model=tiny)]
+        outcomes = [outcome for _ in "ab" for outcome in run_cells(cells_of(rows), store=store)]
     assert len(said) == 1
     assert [outcome.stored is not None for outcome in outcomes] == [False, False, False, True]
     assert len({tuple(outcome.result().nll.tolist()) for outcome in outcomes}) == 1
@@ -199,11 +201,11 @@ def low_matmul_precision():
 )
 def test_what_was_computed_under_another_switch_of_torch_is_not_looked_up(switched, cells_of, tiny, tmp_path):
     store = Store(tmp_path / "results.sqlite")
-    list(run_cells(cells_of([{"keep_ratio": 0.5}]), store=store, model=tiny))
+    list(run_cells(cells_of([{"keep_ratio": 0.5}]), store=store))
     with switched():
-        [outcome] = run_cells(cells_of([{"keep_ratio": 0.5}]), store=store, model=tiny)
+        [outcome] = run_cells(cells_of([{"keep_ratio": 0.5}]), store=store)
         assert outcome.stored is None
-    [outcome] = run_cells(cells_of([{"keep_ratio": 0.5}]), store=store, model=tiny)
+    [outcome] = run_cells(cells_of([{"keep_ratio": 0.5}]), store=store)
     assert outcome.stored is not None
 
 
@@ -248,7 +250,7 @@ def test_a_compressor_cannot_go_into_a_cell(cells_of):
 
 
 def test_an_argument_that_json_does_not_hold_is_that_cells_failure(cells_of, tiny, store):
-    [outcome] = run_cells(cells_of([{"keep_ratio": 0.5, "seed": object()}]), store=store, model=tiny)
+    [outcome] = run_cells(cells_of([{"keep_ratio": 0.5, "seed": object()}]), store=store)
     assert isinstance(outcome.error, TypeError)
 
 
@@ -263,8 +265,8 @@ def test_an_argument_that_json_does_not_hold_is_that_cells_failure(cells_of, tin
     ],
 )
 def test_what_means_the_same_to_evaluate_is_found_again(cells_of, tiny, store, passes, first, second):
-    [computed] = run_cells(cells_of([first]), store=store, model=tiny)
-    [again], taken = passes(lambda: list(run_cells(cells_of([second]), store=store, model=tiny)))
+    [computed] = run_cells(cells_of([first]), store=store)
+    [again], taken = passes(lambda: list(run_cells(cells_of([second]), store=store)))
     assert taken == 0
     assert again.result().ppl == computed.result().ppl == evaluate(tiny, random_ids(120, 0), **second).ppl
     [as_int32] = cells_of([first])
@@ -274,9 +276,9 @@ def test_what_means_the_same_to_evaluate_is_found_again(cells_of, tiny, store, p
 
 @pytest.mark.parametrize("wrong", [{"skip_layers": [0.5]}, {"skip_layers": "0"}, {"keep_ratio": math.nan}])
 def test_what_evaluate_refuses_is_not_answered_from_the_store(cells_of, tiny, store, wrong):
-    list(run_cells(cells_of([{"keep_ratio": 0.5, "skip_layers": [0]}, {"keep_ratio": 0.5}]), store=store, model=tiny))
+    list(run_cells(cells_of([{"keep_ratio": 0.5, "skip_layers": [0]}, {"keep_ratio": 0.5}]), store=store))
     row = {"keep_ratio": 0.5, **wrong}
-    [outcome] = run_cells(cells_of([row]), store=store, model=tiny)
+    [outcome] = run_cells(cells_of([row]), store=store)
     with pytest.raises((TypeError, ValueError)) as refused:
         evaluate(tiny, random_ids(120, 0), **row)
     assert str(outcome.error) == str(refused.value)
@@ -291,7 +293,7 @@ def test_a_title_that_is_not_utf_8_is_stored_too(cells_of, tiny, store):
     [cell] = cells_of([{"keep_ratio": 0.5}])
     cell = dataclasses.replace(cell, text="caf\udce9")  # as a file's name comes from os.listdir
     for _ in range(2):
-        [outcome] = run_cells([cell], store=store, model=tiny)
+        [outcome] = run_cells([cell], store=store)
     assert outcome.result()
     assert len(store.reused) == 1
 
@@ -308,6 +310,42 @@ def test_another_configuration_of_the_same_weights_is_another_model(cells_of, ti
     assert Bench()(changed).ppl != Bench()(cell).ppl
     with pytest.raises(ModelNotFoundError, match=r"has a configuration of SHA-256 .* where the sweep was made"):
         Bench()(dataclasses.replace(cell, model=str(other)))
+
+
+def test_a_cell_is_evaluated_with_the_model_and_the_precision_that_it_names(cells_of, tiny, store):
+    # The same folder is in memory in another precision, and another cell asks for that one.
+    [double] = cells_of([{"keep_ratio": 0.5, "prune_after": 40}], tokens=60)
+    single = dataclasses.replace(double, dtype="float32")
+    outcomes = list(run_cells([double, single, double], store=store))
+    in_single = evaluate(load_model(double.model, torch.float32)[0], double.input_ids, **double.arguments)
+    assert equal(outcomes[1].result(), in_single)
+    assert not equal(outcomes[0].result(), in_single)
+    assert [outcome.stored is None for outcome in outcomes] == [True, True, False]
+    again = list(run_cells([single, double], store=Store(store.path)))
+    assert all(outcome.stored for outcome in again)
+    assert equal(again[0].result(), in_single)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: torch.nn.init.zeros_(model.lm_head.weight),
+        lambda model: model.to(torch.bfloat16),
+        lambda model: model.lm_head.register_parameter("bias", torch.nn.Parameter(torch.ones(VOCABULARY))),
+        lambda model: setattr(model.lm_head, "weight", torch.nn.Parameter(2 * model.lm_head.weight)),
+    ],
+    ids=["written to", "converted", "added to", "replaced"],
+)
+def test_a_model_that_was_changed_in_memory_is_no_cells_model(change, cells_of, tiny_folder, store):
+    [cell] = cells_of([{"keep_ratio": 0.5, "prune_after": 40, "policy": "high_norm"}], tokens=60)
+    held = loaded(tiny_folder, "float32").model
+    cell = dataclasses.replace(cell, dtype="float32")
+    expected = Bench()(cell)
+    with torch.no_grad():
+        change(held)
+    assert loaded(tiny_folder, "float32").model is not held
+    [outcome] = run_cells([cell], store=store)
+    assert equal(outcome.result(), expected)
 
 
 # --- how results are stored
@@ -371,9 +409,19 @@ def test_every_cell_of_a_sweep_skips_the_layers_of_an_iterator(tiny_folder):
 def test_progress_is_plain_lines_where_there_is_no_terminal(cells_of, tiny):
     file = io.StringIO()
     cells = cells_of([ROWS[1], POISON, ROWS[2]], tokens=60)
-    assert len(list(with_progress(run_cells(cells, model=tiny), 3, file))) == 3
+    assert len(list(with_progress(run_cells(cells, progress=False), 3, file))) == 3
     # The oldest rich ends with an empty line.
     assert file.getvalue().rstrip().splitlines() == [
         "knorm: 0 of 3 cells, 0 from the store, 0 failed",
         "knorm: 3 of 3 cells, 0 from the store, 1 failed",
     ]
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_sweep_shows_how_far_it_is_and_its_totals_unless_it_is_told_not_to(progress, cells_of, store, capsys):
+    cells = cells_of(ROWS[1:3], tokens=60)
+    list(run_cells(iter(cells[:1]), store=store, progress=False))
+    list(run_cells(iter(cells), store=store, **({} if progress else {"progress": False})))
+    lines = capsys.readouterr().err.rstrip().splitlines()
+    expected = ["knorm: 0 of 2 cells, 0 from the store, 0 failed", "knorm: 2 of 2 cells, 1 from the store, 0 failed"]
+    assert lines == (expected if progress else [])

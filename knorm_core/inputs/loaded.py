@@ -1,0 +1,78 @@
+"""Models that are in memory, each known by what it was loaded from, so that a result is stored under no other name.
+
+A model is shared by all that ask for the same name, identity, precision and device while somebody holds it. One that
+was changed after it was loaded (weights written to, another precision, parameters added) is not handed out again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from knorm_core.inputs.models import ModelIdentity, load_model, model_folder, model_identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Loaded(NamedTuple):
+    """A model, its tokenizer, and the SHA-256 of the files that both were loaded from."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    identity: ModelIdentity
+
+
+@dataclass(frozen=True)
+class _Source:
+    key: tuple[str, str, str]  # name, dtype, device
+    identity: ModelIdentity
+    tokenizer: PreTrainedTokenizerBase
+    state: tuple[Any, ...]
+
+
+_sources: weakref.WeakKeyDictionary[nn.Module, _Source] = weakref.WeakKeyDictionary()
+
+
+def loaded(name: str, dtype: str = "float64", device: str = "cpu", identity: ModelIdentity | None = None) -> Loaded:
+    """The model of that name, from memory where it is there.
+
+    Args:
+        name: as for `load_model`.
+        dtype: torch's name of it.
+        device: of torch.
+        identity: what the model should be, where that is known: a model in memory that is the same is then taken
+            without a look at its files. Otherwise the files decide, so that the answer's identity may be another.
+
+    Raises:
+        ModelNotFoundError, ValueError: as `load_model`.
+    """
+    key = (name, dtype, device)
+    if identity is not None and (known := _in_memory(key, identity)):
+        return known
+    folder = model_folder(name)  # once: a hub's name may come to mean another model
+    here = model_identity(name, folder)
+    if known := _in_memory(key, here):
+        return known
+    model, tokenizer = load_model(folder, getattr(torch, dtype), device)
+    _sources[model] = _Source(key, here, tokenizer, _state(model))
+    return Loaded(model, tokenizer, here)
+
+
+def _in_memory(key: tuple[str, str, str], identity: ModelIdentity) -> Loaded | None:
+    for model, source in list(_sources.items()):
+        if (source.key, source.identity) == (key, identity) and source.state == _state(model):
+            return Loaded(model, source.tokenizer, source.identity)
+    return None
+
+
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    """What changes when a parameter is written to, replaced, converted, moved or added."""
+    return tuple(
+        (name, parameter.data_ptr(), parameter._version, parameter.dtype, parameter.device)
+        for name, parameter in model.named_parameters()
+    )
