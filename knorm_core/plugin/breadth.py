@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ import torch
 from knorm_core.contract.command_line import options
 from knorm_core.evaluation import Evaluation
 from knorm_core.experiments.breadth import TEXTS, Row
+from knorm_core.experiments.single_precision import in_single_precision
 from knorm_core.inputs.texts import Text
 from knorm_core.plugin.inputs import LoadedModel
 from knorm_core.sweeps.cells import Cell
@@ -55,7 +55,7 @@ def single_precision(language_model: LoadedModel) -> Any:
     """The model in float32, or in the lower precision that was asked for: breadth is worth more than digits."""
     if language_model.model.dtype != torch.float64:
         return language_model.model
-    return copy.deepcopy(language_model.model).to(torch.float32)
+    return in_single_precision(language_model.model)
 
 
 @pytest.fixture(scope="session")
