@@ -29,6 +29,7 @@ from knorm_core.inputs.models import (
 from knorm_core.inputs.texts import BOS, TEXT_GROUPS, TEXT_SETS, Text, TextNotFoundError, load_texts, text_names
 from knorm_core.inputs.tokenizers import begins_with_bos
 from knorm_core.methods.language_model import text_config
+from knorm_core.plugin.baseline import VOCABULARY
 from knorm_core.plugin.settings import parametrised
 from knorm_core.setting import UnsupportedModelError
 
@@ -220,6 +221,7 @@ def made_from(loaded: LoadedModel, texts: list[Text], **settings: Any) -> dict[s
     bos = {"bos": loaded.other_bos} if loaded.other_bos else {}
     return {
         "model": f"{loaded.slug} sha256:{loaded.identity.weights}",
+        VOCABULARY: int(loaded.model.get_input_embeddings().num_embeddings),
         **config,
         "tokenizer": f"sha256:{loaded.identity.tokenizer}",
         **bos,
