@@ -50,7 +50,8 @@ def test_the_first_run_compares_nothing_the_second_makes_baselines_and_the_third
     assert first.returncode == 0, first.stdout + first.stderr
     for text_set in ("wikitext-short", "wikitext-articles", "pg19"):
         for positions in ("absolute", "cache"):
-            title = rf"^{text_set} \(\d texts\), {positions} positions, low_norm, EleutherAI-pythia-70m-deduped in float64"
+            settings = f"{positions} positions, low_norm, EleutherAI-pythia-70m-deduped in float64"
+            title = rf"^{text_set} \(\d texts\), {settings}"
             assert re.search(title, first.stdout, re.MULTILINE)
     assert first.stdout.count("The report claims 1.0: 75.03, 0.9: 84.55 (+13%), 0.5: 89.41 (+19%)") == 4
     assert first.stdout.count("The report claims 1.0: 39.72, 0.9: 57.48 (+45%), 0.5: 50.59 (+27%)") == 2
