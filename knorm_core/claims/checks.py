@@ -40,6 +40,9 @@ _Function = TypeVar("_Function", bound=Check)
 #: Every check by the name that an entry gives.
 CHECKS: dict[str, Check] = {}
 
+#: Checks that are about texts in general, so that a table of fewer than `FEWEST_TEXTS` gives no verdict.
+OF_MANY_TEXTS = {"change", "no_loss", "no_difference", "rises", "worst", "mildest", "better"}
+
 #: Checks whose numbers say something only of a model that has learned something.
 OF_TRAINED_MODELS: set[str] = set()
 

@@ -7,12 +7,13 @@ carries over to it, does not, or that is open. `knorm_core.results.records.VERDI
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from knorm_core.claims import rules
-from knorm_core.claims.checks import CHECKS, OF_TRAINED_MODELS, Answer
+from knorm_core.claims.checks import CHECKS, OF_MANY_TEXTS, OF_TRAINED_MODELS, Answer
 from knorm_core.claims.loading import Claim, Fault
 from knorm_core.claims.tables import Incomplete, Missing, Tables, models, named_after
+from knorm_core.results.interval import FEWEST_TEXTS
 from knorm_core.results.records import (
     CARRIES_OVER,
     DOES_NOT_CARRY_OVER,
@@ -25,6 +26,7 @@ from knorm_core.results.records import (
     Results,
     Transfer,
     Verdict,
+    is_number,
 )
 
 _IN_FULL = 2  # tables whose numbers a sentence gives
@@ -172,9 +174,15 @@ def _answer(check: str, tables: Tables, name: str, arguments: Mapping[str, objec
     if check in OF_TRAINED_MODELS and not name.startswith("latency/") and (nothing := tables.no_evidence()):
         return Answer(None, nothing, (), "a model that has learned something")
     try:
-        return CHECKS[check](tables, name, **arguments)
+        answer = CHECKS[check](tables, name, **arguments)
     except Incomplete as error:
         return Answer(None, "a number that the rule needs was not recorded", (), str(error))
+    texts = [row["texts"] for row in tables.table(name).rows if is_number(row.get("texts"))]
+    if check not in OF_MANY_TEXTS or not texts or min(texts) >= FEWEST_TEXTS:
+        return answer
+    many = "1 text is" if min(texts) == 1 else f"{min(texts):g} texts are"
+    why = f"{answer.why} ({many} too few for a verdict)"
+    return replace(answer, holds=None, why=why, needs=f"at least {FEWEST_TEXTS} texts")
 
 
 def _why(answers: Mapping[str, Answer], holds: bool | None) -> str:

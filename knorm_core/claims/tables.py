@@ -9,7 +9,7 @@ from typing import Any
 
 from knorm_core.results.evidence import no_evidence
 from knorm_core.results.interval import Interval
-from knorm_core.results.records import Results, Table, TableRow, is_number
+from knorm_core.results.records import Results, Table, TableRow, is_number, pair
 
 
 class Missing(LookupError):
@@ -54,8 +54,8 @@ class Tables:
         """The paired ratio of a row to another one of the table ``name``.
 
         A row against the uncompressed one has it in its own columns. Others are looked up in the table
-        ``<name>-pairs``, of which a row has ``row`` and ``reference`` (two labels, see `Table.label`) and the columns
-        ``ratio``, ``ratio_low`` and ``ratio_high``.
+        ``<name>-pairs``, of which a row has ``pair`` (two labels, see `knorm_core.results.records.pair`) and the
+        columns ``ratio``, ``ratio_low`` and ``ratio_high``.
 
         Raises:
             Incomplete: that ratio was not recorded.
@@ -70,11 +70,11 @@ class Tables:
             pairs = self.table(f"{name}-pairs")
         except Missing:
             pairs = Table("", (), ())
-        for pair in pairs.rows:
-            if (pair["reference"], pair["row"]) == labels:
-                return interval(pairs, pair)
-            if (pair["row"], pair["reference"]) == labels:
-                return interval(pairs, pair).inverse
+        for recorded in pairs.rows:
+            if recorded["pair"] == pair(labels[1], labels[0]):
+                return interval(pairs, recorded)
+            if recorded["pair"] == pair(*labels):
+                return interval(pairs, recorded).inverse
         raise Incomplete(f"the paired ratio of {labels[1]} to {labels[0]} in a table {self.model}/{name}-pairs")
 
     def no_evidence(self) -> str:

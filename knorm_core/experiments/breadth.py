@@ -14,7 +14,7 @@ import torch
 
 from knorm_core.evaluation import Evaluation
 from knorm_core.experiments.controls import averaged, pooled
-from knorm_core.experiments.intervals import detectable_change, perplexity_ratio
+from knorm_core.experiments.intervals import detectable_change, paired_rows, perplexity_ratio
 from knorm_core.norms import key_norms, round_norms
 from knorm_core.policy import Policy, Seen
 
@@ -138,6 +138,21 @@ def _columns(row: Row, evaluations: Mapping[Row, Sequence[Evaluation]]) -> dict[
         **perplexity_ratio(ours, low).columns("to_low_norm"),
         "to_low_norm_detectable": detectable_change(ours, low),
     }
+
+
+def compared(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Rows and what each is held against: low norm at its keep ratio, and random with the same tokens protected."""
+    rows = list(rows)
+    against = [(row, row.low_norm) for row in rows if row not in (UNCOMPRESSED, row.low_norm)]
+    against += [(row, row._replace(policy="random")) for row in rows if row.policy in ("high_norm", "newest")]
+    return [(row, other) for row, other in against if other in rows]
+
+
+def paired(rows: Iterable[Row], evaluations: Mapping[Row, Sequence[Evaluation]]) -> list[dict[str, Any]]:
+    """Paired ratios of the rows that are `compared`, labelled as in the table."""
+    labels = {row: " ".join(map(str, row)) for row in evaluations}
+    pairs = [(labels[row], labels[other]) for row, other in compared(rows)]
+    return paired_rows({labels[row]: each for row, each in evaluations.items()}, pairs)
 
 
 def inversion(rows: Iterable[Row], evaluations: Mapping[Row, Sequence[Evaluation]]) -> list[dict[str, Any]]:

@@ -8,7 +8,9 @@ differ: then blocks of tokens within them are resampled, and the interval speaks
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from scipy.stats import bootstrap
 
 from knorm_core.counts import check_int
 from knorm_core.evaluation import Evaluation
-from knorm_core.experiments.resampling import FEWEST_TEXTS, RESAMPLES, detectable, mean_over_texts
-from knorm_core.results.interval import Interval, per_cent
+from knorm_core.experiments.resampling import RESAMPLES, detectable, mean_over_texts
+from knorm_core.results.interval import FEWEST_TEXTS, Interval, per_cent
+from knorm_core.results.records import pair
 
 # Of the differences of losses the autocorrelation is at most 0.04 from lag 4 on, so blocks of 32 are long enough.
 BLOCK_TOKENS = 32
@@ -80,6 +83,26 @@ def perplexity_ratio(
         random_state=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(ratio, float(drawn.low), float(drawn.high))
+
+
+def perplexity_interval(rows: Sequence[Evaluation]) -> Interval:
+    """Perplexity with its own sampling interval, which spreads as widely as texts are differently hard."""
+    return perplexity_ratio(rows, [replace(row, nll=torch.zeros_like(row.nll)) for row in rows])
+
+
+def paired_rows(
+    evaluations: Mapping[str, Sequence[Evaluation]], pairs: Iterable[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Rows of a table ``…-pairs``, which claims are tested with: paired ratios of one row to another.
+
+    Args:
+        evaluations: one per text, by the label of their row (`knorm_core.results.records.Table.label`).
+        pairs: (label, label of the row that it is held against).
+    """
+    return [
+        {"pair": pair(label, reference)} | perplexity_ratio(evaluations[label], evaluations[reference]).columns("ratio")
+        for label, reference in pairs
+    ]
 
 
 def shared_losses(row: Evaluation, other: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,13 +29,18 @@ from knorm_core.methods.language_model import check_input_ids, text_config
 from knorm_core.norms import key_norms, round_norms
 from knorm_core.setting import UnsupportedModelError
 
+#: Keys that are drawn together: attention to neighbours is alike.
+BLOCK = 32
+DRAWS = 400
+
 
 @dataclass(frozen=True)
 class HeadObservation:
     """One query head. ``kv_head`` is the one whose keys it reads; ALr is in attention times keys.
 
     The first token draws most of the attention of most heads, and has the lowest norm by far: alone it
-    decides most of ALr. The last two fields leave it out of the keys.
+    decides most of ALr. The fields ``…_without_first…`` leave it out of the keys. The limits are those of `limits`:
+    they speak of this text alone.
     """
 
     layer: int
@@ -46,6 +51,12 @@ class HeadObservation:
     alr_random: float
     alr_without_first: float
     alr_without_first_random: float
+    spearman_low: float
+    spearman_high: float
+    alr_low: float
+    alr_high: float
+    alr_random_low: float
+    alr_random_high: float
 
     @property
     def holds(self) -> bool:
@@ -99,12 +110,33 @@ def observe(model: nn.Module, input_ids: torch.Tensor | Sequence[int]) -> list[H
             alr_random(attention),
             alr(norms[:, 1:], attention[:, 1:]),
             alr_random(attention[:, 1:]),
+            *limits(norms, attention),
         )
         observations += [
             HeadObservation(layer, head, int(kv_head[head]), *(float(column[head]) for column in columns))
             for head in range(len(attention))
         ]
     return observations
+
+
+def limits(norms: np.ndarray, attention: np.ndarray) -> list[np.ndarray]:
+    """95 % limits, low and high, of Spearman's correlation, ALr and a random order's: (heads, keys) to (heads,).
+
+    Percentiles over draws of neighbouring keys (`BLOCK` at a time), the same for all heads.
+    """
+    keys = norms.shape[-1]
+    block = min(BLOCK, keys)
+    starts = np.random.default_rng(0).integers(keys - block + 1, size=(DRAWS, -(-keys // block)))
+    drawn = (starts[..., None] + np.arange(block)).reshape(DRAWS, -1)[:, :keys]
+    ends = []
+    for norm, received in zip(norms, attention, strict=True):
+        measures = (
+            spearman(norm[drawn], received[drawn]),
+            alr(norm[drawn], received[drawn]),
+            alr_random(received[drawn]),
+        )
+        ends.append([end for measure in measures for end in np.percentile(measure, (2.5, 97.5))])
+    return list(np.array(ends).T)
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:

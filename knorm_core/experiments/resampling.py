@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-#: Below this many texts their spread cannot be estimated, and an interval speaks of these texts alone.
-FEWEST_TEXTS = 8
 RESAMPLES = 9_999
 POWER = 0.8
 

@@ -16,7 +16,7 @@ Two ways to compress:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -89,7 +89,14 @@ def passkeys(count: int, seed: int = 0) -> list[tuple[int, float]]:
     return [(int(key), float(depth)) for key, depth in zip(keys, depths, strict=True)]
 
 
-def hide(tokenizer: PreTrainedTokenizerBase, filler: str, task: Task, context: int, depth: float) -> Prompt:
+def hide(
+    tokenizer: PreTrainedTokenizerBase,
+    filler: str,
+    task: Task,
+    context: int,
+    depth: float,
+    first: Sequence[int] = (),
+) -> Prompt:
     """A prompt of ``context`` tokens (haystack and question) with the needle at ``depth``, then the answer.
 
     Args:
@@ -98,6 +105,7 @@ def hide(tokenizer: PreTrainedTokenizerBase, filler: str, task: Task, context: i
         task: what to hide and to ask.
         context: tokens before the answer.
         depth: 0 hides the needle before the first sentence, 1 after the last full one.
+        first: token ids before all others, as `knorm_core.inputs.texts.first_tokens` gives them: a BOS, or none.
 
     Raises:
         ValueError: the filler is too short, the context too short for needle and question, or the depth
@@ -109,7 +117,7 @@ def hide(tokenizer: PreTrainedTokenizerBase, filler: str, task: Task, context: i
 
     if not 0 <= depth <= 1:
         raise ValueError(f"depth={depth!r} is outside [0, 1]")
-    opening, (needle, question, answer) = tokens(OPENING), map(tokens, task)
+    opening, (needle, question, answer) = [*first, *tokens(OPENING)], map(tokens, task)
     room = check_int("context", context, 1) - len(opening) - len(needle) - len(question)
     hay = tokens(filler)
     if room < 1:
@@ -123,19 +131,21 @@ def hide(tokenizer: PreTrainedTokenizerBase, filler: str, task: Task, context: i
     return Prompt(torch.tensor(haystack + question + answer), len(haystack), len(answer))
 
 
-def hide_as_the_paper(tokenizer: PreTrainedTokenizerBase, task: Task, context: int, depth: float) -> Prompt:
+def hide_as_the_paper(
+    tokenizer: PreTrainedTokenizerBase, task: Task, context: int, depth: float, first: Sequence[int] = ()
+) -> Prompt:
     """The prompt of the paper's passkey script: the filler that it repeats, and the question read before compression.
 
     Its script (alessiodevoto/l2compress, commit f93d6ca, eval_passkey.py and gen_utils.py) feeds the whole prompt,
     takes the first token of the answer, and compresses then. So the haystack that is compressed ends with the question.
 
     Args:
-        tokenizer, task: as for `hide`.
+        tokenizer, task, first: as for `hide`.
         context: tokens of the whole prompt.
         depth: 0 hides the needle before the filler, 1 after it.
     """
     filler = " ".join([PAPERS_FILLER] * (context // 8))
-    prompt = hide(tokenizer, filler, task, context, depth)
+    prompt = hide(tokenizer, filler, task, context, depth, first)
     return prompt._replace(haystack=len(prompt.input_ids) - prompt.answer)
 
 

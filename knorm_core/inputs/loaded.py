@@ -1,7 +1,8 @@
 """Models that are in memory, each known by what it was loaded from, so that a result is stored under no other name.
 
-A model is shared by all that ask for the same name, identity, precision and device while somebody holds it. One that
-was changed after it was loaded (weights written to, another precision, parameters added) is not handed out again.
+A model is shared by all that ask for the same name, identity, precision, device and product of matrices while somebody
+holds it. One that was changed after it was loaded (weights written to, another precision, parameters added) is not
+handed out again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from knorm_core.inputs.models import ModelIdentity, load_model, model_folder, model_identity
+from knorm_core.inputs.onednn import multiply_with_onednn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +31,7 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class _Source:
-    key: tuple[str, str, str]  # name, dtype, device
+    key: tuple[str, str, str, bool]  # name, dtype, device, onednn
     identity: ModelIdentity
     tokenizer: PreTrainedTokenizerBase
     state: tuple[Any, ...]
@@ -38,7 +40,14 @@ class _Source:
 _sources: weakref.WeakKeyDictionary[nn.Module, _Source] = weakref.WeakKeyDictionary()
 
 
-def loaded(name: str, dtype: str = "float64", device: str = "cpu", identity: ModelIdentity | None = None) -> Loaded:
+def loaded(
+    name: str,
+    dtype: str = "float64",
+    device: str = "cpu",
+    identity: ModelIdentity | None = None,
+    *,
+    onednn: bool = False,
+) -> Loaded:
     """The model of that name, from memory where it is there.
 
     Args:
@@ -47,11 +56,12 @@ def loaded(name: str, dtype: str = "float64", device: str = "cpu", identity: Mod
         device: of torch.
         identity: what the model should be, where that is known: a model in memory that is the same is then taken
             without a look at its files. Otherwise the files decide, so that the answer's identity may be another.
+        onednn: a model whose linear layers multiply with oneDNN where they can: `multiply_with_onednn`.
 
     Raises:
         ModelNotFoundError, ValueError: as `load_model`.
     """
-    key = (name, dtype, device)
+    key = (name, dtype, device, onednn)
     if identity is not None and (known := _in_memory(key, identity)):
         return known
     folder = model_folder(name)  # once: a hub's name may come to mean another model
@@ -59,11 +69,13 @@ def loaded(name: str, dtype: str = "float64", device: str = "cpu", identity: Mod
     if known := _in_memory(key, here):
         return known
     model, tokenizer = load_model(folder, getattr(torch, dtype), device)
+    if onednn:
+        multiply_with_onednn(model)
     _sources[model] = _Source(key, here, tokenizer, _state(model))
     return Loaded(model, tokenizer, here)
 
 
-def _in_memory(key: tuple[str, str, str], identity: ModelIdentity) -> Loaded | None:
+def _in_memory(key: tuple[str, str, str, bool], identity: ModelIdentity) -> Loaded | None:
     for model, source in list(_sources.items()):
         if (source.key, source.identity) == (key, identity) and source.state == _state(model):
             return Loaded(model, source.tokenizer, source.identity)

@@ -128,7 +128,7 @@ def load_texts(
     count = check_int("limit", chosen.limit if limit is None else limit, 1)
     folder = text_dir or os.environ.get("KNORM_TEXT_DIR")
     named = chosen.source(Path(folder) if folder else None)
-    first = _first_tokens(tokenizer, bos)
+    first = first_tokens(tokenizer, bos)
     texts: list[Text] = []
     for title, characters in named:
         ids = _ids(tokenizer, characters)
@@ -170,7 +170,7 @@ def _own_texts(
     count = check_int("limit", OWN_LIMIT if limit is None else limit, 1)
     paths = [name] if isinstance(name, str | os.PathLike) else list(name)
     named = sources.own(paths)
-    first = _first_tokens(tokenizer, bos)
+    first = first_tokens(tokenizer, bos)
     texts = []
     for title, characters in named:
         ids, step = _ids(tokenizer, characters), most - len(first)
@@ -196,7 +196,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, characters: str) -> list[int]:
     return ids
 
 
-def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: str) -> list[int]:
+def first_tokens(tokenizer: PreTrainedTokenizerBase, bos: str) -> list[int]:
     """The token that each text begins with, or none."""
     if bos == "off" or (bos == "auto" and not begins_with_bos(tokenizer)):
         return []

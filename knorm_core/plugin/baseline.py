@@ -16,7 +16,7 @@ import pandas
 import yaml
 
 from knorm_core.compare import changed_cells
-from knorm_core.results.records import Baseline, ChangedCell
+from knorm_core.results.records import VOCABULARY, Baseline, ChangedCell
 
 RTOL = 1e-6
 VERSIONS = "versions"
@@ -164,9 +164,9 @@ def _read_provenance(source: Path) -> dict[str, Any] | None:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """Each value that is not the same, but for the versions: "text: sha256:1 -> sha256:2"."""
+    """Each value that is not the same, but for versions and the vocabulary, which the model's hash holds: "text: sha256:1 -> sha256:2"."""
     new = yaml.safe_load(provenance_text(new))  # a tuple is stored as a list
-    names = [name for name in dict.fromkeys((*new, *old)) if name != VERSIONS]
+    names = [name for name in dict.fromkeys((*new, *old)) if name not in (VERSIONS, VOCABULARY)]
     return tuple(f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name))
 
 

@@ -56,7 +56,7 @@ def single_precision(request: pytest.FixtureRequest, language_model: LoadedModel
     if language_model.model.dtype != torch.float64:
         return language_model.model
     device = request.config.getoption("knorm_device")
-    return loaded(language_model.name, "float32", device, language_model.identity).model
+    return loaded(language_model.name, "float32", device, language_model.identity, onednn=True).model
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +69,7 @@ def breadth_of(
 ) -> Callable[[str, int, Iterable[Row]], dict[Row, list[Evaluation]]]:
     """``breadth_of(text_set, index, rows)``: {row: an evaluation per seed} of one text, computed once per process."""
     dtype = str(single_precision.dtype).removeprefix("torch.")
+    onednn = single_precision is not language_model.model
     device = request.config.getoption("knorm_device")
 
     @functools.cache
@@ -77,7 +78,7 @@ def breadth_of(
         identity = (language_model.name, *language_model.identity)
         cells = {
             row: [
-                Cell(*identity, f"{text_set}: {text.title}", text.input_ids, arguments, dtype, device)
+                Cell(*identity, f"{text_set}: {text.title}", text.input_ids, arguments, dtype, device, onednn)
                 for arguments in row.arguments(index)
             ]
             for row in rows

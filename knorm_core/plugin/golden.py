@@ -32,7 +32,7 @@ from knorm_core.plugin.baseline import (
 )
 from knorm_core.plugin.recorder import RecordTable
 from knorm_core.plugin.regeneration import Stage, baselines_folder
-from knorm_core.results.records import VOCABULARY, Baseline
+from knorm_core.results.records import Baseline
 
 _ARGUMENTS = "knorm_arguments"  # what xdist's workers are told
 
@@ -98,17 +98,16 @@ class Golden:
         """
         __tracebackhide__ = True
         table = as_table(name, rows, key)
-        recorded = {**made_from, VERSIONS: _versions()}
-        provenance = {name: value for name, value in recorded.items() if name != VOCABULARY}  # the model's hash has it
+        provenance = {**made_from, VERSIONS: _versions()}
         if self._dtype != "float64":
-            self._record_table(name, rows, key=key, made_from={**recorded, "dtype": self._dtype})
+            self._record_table(name, rows, key=key, made_from={**provenance, "dtype": self._dtype})
             pytest.skip(f"baselines are float64: this table, of {self._dtype}, is recorded and compared with nothing")
         new = as_stored(table)
         old = read_baseline(self._root, name)
         decision = decide(old, new, provenance, rtol, atol)
         status = decision.status if self._stage is None else "same"
         cells = decision.cells if self._stage is None else ()
-        self._record_table(name, rows, key=key, made_from=recorded, baseline=Baseline(status, rtol, atol, cells))
+        self._record_table(name, rows, key=key, made_from=provenance, baseline=Baseline(status, rtol, atol, cells))
         if self._stage is not None:
             if undefined := not_numbers(new):
                 pytest.fail(

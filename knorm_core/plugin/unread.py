@@ -22,7 +22,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "--knorm-prune-after": ("table_settings",),
     "--knorm-max-eval-tokens": ("table_settings",),
     "--knorm-positions": ("table_settings", "position_mode"),
-    "--knorm-policy": ("table_settings",),
+    "--knorm-policy": ("table_settings", "given_policy", "checked_policy"),
     "--knorm-breadth": ("many_texts",),
     "--knorm-baselines": ("golden", "text_snapshot"),
     "--knorm-missing-baseline": ("golden",),

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+#: Below this many texts their spread cannot be estimated, and an interval speaks of these texts alone.
+FEWEST_TEXTS = 8
+
 
 @dataclass(frozen=True)
 class Interval:

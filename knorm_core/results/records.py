@@ -176,6 +176,15 @@ class Table:
         return " ".join(str(tuple(value) if isinstance(value, list) else value) for value in values)
 
 
+def pair(label: str, reference: str) -> str:
+    """The label of a ratio of two rows of one table, in the table ``…-pairs`` beside it.
+
+    >>> pair("0.5", "0.9")
+    '0.5 over 0.9'
+    """
+    return f"{label} over {reference}"
+
+
 @dataclass(frozen=True)
 class Test:
     """One test's outcome."""

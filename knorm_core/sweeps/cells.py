@@ -59,6 +59,7 @@ class Cell:
         arguments: of `evaluate`, but no ``compressor``: a function has no identity to store a result by.
         dtype: torch's name of it.
         device: of torch.
+        onednn: whether linear layers in float32 multiply with oneDNN (see `knorm_core.inputs.onednn`).
     """
 
     model: str
@@ -70,6 +71,7 @@ class Cell:
     arguments: Mapping[str, Any]
     dtype: str = "float64"
     device: str = "cpu"
+    onednn: bool = False
 
     def __post_init__(self) -> None:
         Arguments.of(self.arguments)  # an argument that does not exist must not be looked up without it
@@ -109,7 +111,7 @@ class Cell:
                 **{name: _plain(name, self.arguments.get(name, default)) for name, default in _DEFAULTS.items()},
                 "policy": self.policy_identity,
             },
-            dtype=self.dtype,
+            dtype=f"{self.dtype} by oneDNN" if self.onednn else self.dtype,
             environment=environment,
         )
 
@@ -229,7 +231,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.loaded = 0
-        self._model: tuple[tuple[str, ...], nn.Module] | None = None
+        self._model: tuple[tuple[str | bool, ...], nn.Module] | None = None
         self._evaluator: Evaluator | None = None
         self._lock = threading.Lock()
 
@@ -250,11 +252,15 @@ class Bench:
             return evaluator.run_shared(evaluator.setting(cell.arguments))
 
     def _model_of(self, cell: Cell) -> nn.Module:
-        key = (cell.model, cell.weights, cell.config, cell.dtype, cell.device)
+        key: tuple[str | bool, ...] = (cell.model, cell.weights, cell.config, cell.dtype, cell.device, cell.onednn)
         if self._model is None or self._model[0] != key:
             self._model = self._evaluator = None
             model, _, here = loaded(
-                cell.model, cell.dtype, cell.device, ModelIdentity(cell.weights, cell.tokenizer, cell.config)
+                cell.model,
+                cell.dtype,
+                cell.device,
+                ModelIdentity(cell.weights, cell.tokenizer, cell.config),
+                onednn=cell.onednn,
             )
             pairs = (("weights", here.weights, cell.weights), ("a configuration", here.config, cell.config))
             for what, digest, expected in pairs:

@@ -13,7 +13,7 @@ from typing import Any
 
 from knorm_core.claims import Claim
 from knorm_core.claims.tables import slugs
-from knorm_core.results.records import Table
+from knorm_core.results.records import Table, pair
 
 Rows = list[dict[str, Any]]
 NARROW = 0.001
@@ -36,7 +36,7 @@ def ratio(value: float, low: float | None = None, high: float | None = None, col
 
 def pairs(ratios: Mapping[tuple[str, str], Mapping[str, float]]) -> Rows:
     """Rows of a table of paired ratios: {(reference, row): ratio}, both by their labels."""
-    return [{"reference": reference, "row": row, **each} for (reference, row), each in ratios.items()]
+    return [{"pair": pair(row, reference), **each} for (reference, row), each in ratios.items()]
 
 
 def cell_value(holds, *, row, column, expected, source_texts, tolerance=0.0):
@@ -200,7 +200,7 @@ def tables_for(
 
 def _table(name: str, rows: Rows) -> Table:
     if name.endswith("-pairs"):
-        return Table(name, ("row", "reference"), rows)
+        return Table(name, ("pair",), rows)
     return Table(name, KEY, [dict.fromkeys(KEY) | row for row in rows])
 
 

@@ -12,7 +12,7 @@ from knorm_core.claims import rules
 from knorm_core.claims.checks import CHECKS
 from knorm_core.claims.tables import Incomplete, Missing, Tables, describe
 from knorm_core.results.interval import Interval
-from knorm_core.results.records import EXPLAINED, OPEN, REFUTED, REPRODUCED, Results, Table
+from knorm_core.results.records import EXPLAINED, OPEN, REFUTED, REPRODUCED, Results, Table, pair
 
 pytestmark = pytest.mark.fast
 
@@ -198,10 +198,8 @@ PLAIN = [{"keep_ratio": keep, "ratio": value, "ratio_low": value, "ratio_high": 
 
 
 def tables(*paired):
-    rows = [
-        {"reference": a, "row": b, "ratio": r, "ratio_low": low, "ratio_high": high} for a, b, r, low, high in paired
-    ]
-    made = [Table("m/t/x", ("keep_ratio",), PLAIN), Table("m/t/x-pairs", ("row", "reference"), rows)]
+    rows = [{"pair": pair(b, a), "ratio": r, "ratio_low": low, "ratio_high": high} for a, b, r, low, high in paired]
+    made = [Table("m/t/x", ("keep_ratio",), PLAIN), Table("m/t/x-pairs", ("pair",), rows)]
     return Tables(Results(tables=made), "m")
 
 

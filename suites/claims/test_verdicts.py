@@ -128,8 +128,12 @@ def test_a_claim_about_any_model_falls_with_one_that_refutes_it(claim):
 
 def test_only_the_tables_that_a_verdict_names_decide_it(claim, recorded):
     [verdict] = judge([claim], recorded)
-    # First calls are read beside the cold starts.
-    fewer = [table for table in recorded.tables if table.name in verdict.rests_on or "latency" in table.name]
+    # First calls are read beside the cold starts, paired ratios beside the table of their rows.
+    fewer = [
+        table
+        for table in recorded.tables
+        if table.name.removesuffix("-pairs") in verdict.rests_on or "latency" in table.name
+    ]
     again = verdict_on(claim, fewer)
     assert (again.verdict, again.numbers, again.transfers) == (verdict.verdict, verdict.numbers, verdict.transfers)
 
@@ -173,8 +177,11 @@ def test_real_tables_with_their_numbers_exchanged_give_the_opposite_answer(recor
     def none_uncompressed(row):
         return row | {"matches": 0} if row.get("keep_ratio") == 1 else row
 
-    assert judged("report-paper-sees-nothing-within-30", keep) == "does not carry over"
-    assert judged("report-paper-sees-nothing-within-30", no_change) == "carries over"
+    assert judged("paper-lm-50", keep) == "does not carry over"
+    assert judged("paper-lm-50", no_change) == "carries over"
+    # Four texts and one: whatever their numbers are, they speak of these texts alone.
+    assert judged("report-paper-sees-nothing-within-30", keep) == "open"
+    assert judged("report-paper-sees-nothing-within-30", no_change) == "open"
     assert judged("paper-passkey-90", keep) == "does not carry over"
     assert judged("paper-passkey-90", none_uncompressed) == "open"
     assert judged(
@@ -189,7 +196,7 @@ def test_real_tables_with_their_numbers_exchanged_give_the_opposite_answer(recor
     [
         (
             "paper-low-beats-random",
-            "the paired ratio of random 0.9 absolute mean to low_norm 0.9 absolute 0 in a table ",
+            "the paired ratio of random 0.98 0 0 (0, 1) to low_norm 0.98 0 0 (0, 1) in a table ",
         ),
         ("paper-correlation", "the interval of spearman (columns spearman_low and spearman_high) in "),
         (
@@ -201,10 +208,31 @@ def test_real_tables_with_their_numbers_exchanged_give_the_opposite_answer(recor
 )
 def test_tables_that_lack_what_a_rule_needs_leave_the_claim_open_and_say_what(name, lacks, recorded):
     [claim] = [each for each in load_claims(BASELINES / "claims") if each.id == name]
-    verdict = verdict_on(claim, recorded.tables)
+    tables = [
+        dataclasses.replace(table, rows=[without_limits(row) for row in table.rows])
+        for table in recorded.tables
+        if not table.name.endswith("-pairs")
+    ]
+    verdict = verdict_on(claim, tables)
     if claim.about_any_model:
         assert (verdict.verdict, verdict.needs[: len(lacks)]) == ("open", lacks)
     else:
         [transfer] = verdict.transfers
         assert transfer.answer == "open"
         assert lacks in transfer.why
+
+
+def without_limits(row):
+    """A row of the norm-attention tables as it would be without intervals."""
+    return {name: value for name, value in row.items() if "spearman_" not in name}
+
+
+@pytest.mark.parametrize(("texts", "verdict"), [(7, "open"), (8, "refuted")])
+def test_fewer_than_eight_texts_give_no_verdict_on_others(texts, verdict):
+    [claim] = [each for each in load_claims(BASELINES / "claims") if each.id == "report-wikitext-change-0.9"]
+    [table] = tables_for(claim, own_model(claim), False)
+    made = dataclasses.replace(table, rows=[row | {"texts": texts} for row in table.rows])
+    given = verdict_on(claim, [made])
+    assert given.verdict == verdict
+    assert ("7 texts are too few for a verdict" in given.why) == (texts == 7)
+    assert given.needs == ("at least 8 texts" if texts == 7 else "")

@@ -1,6 +1,6 @@
 """Which evaluation printed a table: planted tables, of a loop that shares nothing with ours, are traced back.
 
-On a tiny GPT-NeoX within a second; on the embedded model in float32 against float64, two minutes.
+On a tiny GPT-NeoX within seconds; on the embedded model, token by token in float32, a quarter of an hour: slow.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def test_every_class_is_traced_back_from_its_table_on_a_tiny_model():
         assert f"within rounding and noise, by: {described(members)}" in answer.sentence()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_every_class_is_traced_back_from_its_table_on_the_embedded_model(embedded_model):
     known = dataclasses.replace(LETTERS, rows=1, row_characters=300, books=1, book_characters=300)
     choices = {**CHOICES, "book_characters": (300, 400)}

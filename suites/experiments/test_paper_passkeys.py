@@ -9,6 +9,7 @@ import pytest
 
 from knorm_core.experiments.codecs import FLAG
 from knorm_core.experiments.retrieval import PAPERS_FILLER, Task, hide_as_the_paper, passkey_task, passkeys, recalled
+from knorm_core.inputs.texts import first_tokens
 from knorm_core.sweeps.codec import each
 from suites.experiments.test_retrieval import Letters, Way, greedy
 from suites.families import VOCABULARY, tiny_model
@@ -48,7 +49,8 @@ def test_recall_in_the_papers_setting_matches_the_baseline(language_model, remem
     rows = {way: way.arguments() for way in WAYS}
 
     def answers(key, depth):
-        prompt = hide_as_the_paper(language_model.tokenizer, passkey_task(key), CONTEXT, depth)
+        first = first_tokens(language_model.tokenizer, language_model.bos)
+        prompt = hide_as_the_paper(language_model.tokenizer, passkey_task(key), CONTEXT, depth, first)
         settings = {"haystack": prompt.haystack, "answer": prompt.answer, "rows": list(rows.values())}
         return remembered(
             "recall",

@@ -17,7 +17,7 @@ import torch
 from knorm_core import l2_compress
 from knorm_core.experiments.codecs import FLAG
 from knorm_core.experiments.retrieval import OPENING, Task, hide, needle_task, passkey_task, passkeys, recalled
-from knorm_core.inputs.texts import TEXT_SETS, load_texts
+from knorm_core.inputs.texts import TEXT_SETS, first_tokens, load_texts
 from knorm_core.sweeps.codec import each
 from suites.families import VOCABULARY, tiny_model
 
@@ -52,6 +52,15 @@ def test_a_prompt_has_the_length_it_says_and_the_needle_at_its_depth(depth):
     assert not before or before[-1] in ".?!"
     assert abs(len(before) - depth * (300 - len(OPENING + " NEEDLE. QUESTION"))) <= 20
     assert (before + after).startswith(FILLER[: prompt.haystack - len(OPENING + " NEEDLE.")])
+
+
+@pytest.mark.fast
+def test_a_prompt_begins_with_what_the_model_reads_first():
+    task = Task(" NEEDLE.", " QUESTION", " ANSWER")
+    plain, begun = (hide(Letters(), FILLER, task, 300, 0.5, first) for first in ((), (7,)))
+    assert begun.input_ids[0] == 7
+    assert begun.input_ids[1 : len(OPENING) + 1].tolist() == plain.input_ids[: len(OPENING)].tolist()
+    assert (len(begun.input_ids), begun.haystack, begun.answer) == (len(plain.input_ids), plain.haystack, plain.answer)
 
 
 @pytest.mark.fast
@@ -186,7 +195,8 @@ def matches(language_model, filler, remembered):
     def recalls(cell):
         context, tasks, ways = (MAIN | LONG)[cell]
         rows = {way: way.arguments() for way in ways}
-        prompts = [hide(language_model.tokenizer, filler, task, context, depth) for task, depth in tasks]
+        first = first_tokens(language_model.tokenizer, language_model.bos)
+        prompts = [hide(language_model.tokenizer, filler, task, context, depth, first) for task, depth in tasks]
         language_model.require(
             tokens=max(len(prompt.input_ids) for prompt in prompts),
             layers=1 + max(len(way.skip_layers) for way in ways),

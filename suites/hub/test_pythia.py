@@ -50,24 +50,26 @@ def test_the_first_run_compares_nothing_the_second_makes_baselines_and_the_third
     assert first.returncode == 0, first.stdout + first.stderr
     for text_set in ("wikitext-short", "wikitext-articles", "pg19"):
         for positions in ("absolute", "cache"):
-            title = rf"^{text_set} \(\d texts\), {positions} positions, EleutherAI-pythia-70m-deduped in float64"
+            settings = f"{positions} positions, low_norm, EleutherAI-pythia-70m-deduped in float64"
+            title = rf"^{text_set} \(\d texts\), {settings}"
             assert re.search(title, first.stdout, re.MULTILINE)
     assert first.stdout.count("The report claims 1.0: 75.03, 0.9: 84.55 (+13%), 0.5: 89.41 (+19%)") == 4
     assert first.stdout.count("The report claims 1.0: 39.72, 0.9: 57.48 (+45%), 0.5: 50.59 (+27%)") == 2
     assert first.stdout.count("No baseline yet: these numbers were compared with nothing.") == 6
-    assert re.search(r"SKIPPED \[7\] .*no baseline yet, so nothing was compared", first.stdout)
+    # Six tables, their paired ratios, and one of rows against the report's.
+    assert re.search(r"SKIPPED \[13\] .*no baseline yet, so nothing was compared", first.stdout)
     assert not list(tmp_path.glob("baselines/**/*.csv"))
     assert {verdict.verdict for verdict in verdicts_on_cells(tmp_path)} <= {"reproduced", "explained", "refuted"}
 
     hub.stop()  # from here on without a network
     second = experiment("--force-regen")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert len(list(tmp_path.glob("baselines/EleutherAI-pythia-70m-deduped/*/ppl-*.csv"))) == 6
+    assert len(list(tmp_path.glob("baselines/EleutherAI-pythia-70m-deduped/*/ppl-*.csv"))) == 12
 
     third = experiment()
     assert third.returncode == 0, third.stdout + third.stderr
     assert "o baseline" not in third.stdout
-    assert passed(third) == passed(first) + 7
+    assert passed(third) == passed(first) + 13
     assert tables(third) == tables(first)
 
 

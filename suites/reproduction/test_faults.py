@@ -14,6 +14,8 @@ from knorm_core import perplexity
 from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.inputs.texts import SHORT_SAMPLE
 from knorm_core.plugin.inputs import made_from
+from knorm_core.results.interval import Interval
+from knorm_core.results.records import pair
 
 pytestmark = [pytest.mark.repro, pytest.mark.xdist_group("faults"), pytest.mark.reads_text("embedded-articles")]
 
@@ -65,6 +67,25 @@ def test_the_faults_of_the_report_match_the_baseline(fault_rows, language_model,
         f"{language_model.slug}/embedded-articles/faults",
         fault_rows,
         key=("case", "keep_ratio"),
+        made_from=made_from(language_model, texts, tokens=LENGTHS),
+    )
+
+
+def test_the_diluted_change_against_the_whole_one_matches_the_baseline(fault_rows, language_model, texts, golden):
+    """What the claim is tested with: the same summed losses over more tokens, so an exact power of the whole change."""
+    row_of = {(row["case"], row["keep_ratio"]): row for row in fault_rows}
+    rows = []
+    for ratio in RATIOS:
+        labels = [f"short samples, scored {how}" for how in ("in phase 2", "from the start")]
+        whole, diluted = (row_of[label, ratio] for label in labels)
+        power = whole["scored_tokens"] / diluted["scored_tokens"] - 1
+        ends = (Interval.of(whole, "ratio").value, whole["ratio_high"], whole["ratio_low"])
+        against = Interval(*(end**power for end in ends))
+        rows.append({"pair": pair(*(f"{label} {ratio}" for label in reversed(labels))), **against.columns("ratio")})
+    golden.check(
+        f"{language_model.slug}/embedded-articles/faults-pairs",
+        rows,
+        key=("pair",),
         made_from=made_from(language_model, texts, tokens=LENGTHS),
     )
 

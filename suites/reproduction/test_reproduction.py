@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 
 import numpy
 import pytest
 
 from knorm_core import Evaluation
 from knorm_core.experiments.controls import pooled, shown_change
-from knorm_core.experiments.intervals import perplexity_ratio, precision
+from knorm_core.experiments.intervals import paired_rows, perplexity_interval, perplexity_ratio, precision
 from knorm_core.plugin.inputs import made_from
 from knorm_core.plugin.settings import TableSettings
 from knorm_core.plugin.texts import most_texts, parts_of, table_sets
@@ -161,6 +161,24 @@ def test_table_matches_baseline(
     )
 
 
+def test_paired_ratios_match_baseline(
+    text_set, position_mode, table_of, language_model, texts_of, table_settings, golden
+):
+    # What the claims are tested with: each keep ratio against every higher one, on the same tokens.
+    texts = texts_of(language_model, text_set, table_settings.max_eval_tokens)
+    evaluations = compressed(pooled_evaluations(text_set, position_mode, table_of, len(texts), table_settings))
+    if len(evaluations) < 2:
+        pytest.skip("fewer than two keep ratios below 1 were asked for: there is no pair")
+    by_label = {str(ratio): evaluations[f"keep {ratio}"] for ratio in table_settings.keep_ratios if ratio < 1}
+    golden.check(
+        f"{language_model.slug}/{text_set}/ppl-{position_mode}-pairs{table_settings.suffix}",
+        paired_rows(by_label, [(lower, higher) for higher, lower in combinations(by_label, 2)]),
+        key=("pair",),
+        made_from=made_from(language_model, texts, positions=position_mode, **table_settings.named),
+        rtol=TOLERANCE[position_mode],
+    )
+
+
 def test_perplexity_rises_and_falls_where_it_is_known_to(
     text_set, position_mode, table_of, language_model, texts_of, table_settings
 ):
@@ -225,7 +243,9 @@ def table_row(ratio, evaluations, uncompressed):
     """Perplexity over all scored tokens of a set, its ratio to the uncompressed one, and the cache behind it."""
     return {
         "keep_ratio": ratio,
+        "texts": len(evaluations),
         **pooled(evaluations, uncompressed),
+        **perplexity_interval(evaluations).columns("ppl"),
         "scored_tokens": sum(len(evaluation.nll) for evaluation in evaluations),
         "evictions_per_layer": sum(max(evaluation.evictions_per_layer) for evaluation in evaluations),
     }
