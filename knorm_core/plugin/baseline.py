@@ -164,7 +164,7 @@ def _read_provenance(source: Path) -> dict[str, Any] | None:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """Each value that is not the same, but for versions and the vocabulary, which the model's hash holds: "text: sha256:1 -> sha256:2"."""
+    """Each value that is not the same: "text: sha256:1 -> sha256:2". The vocabulary is left out: the model has it."""
     new = yaml.safe_load(provenance_text(new))  # a tuple is stored as a list
     names = [name for name in dict.fromkeys((*new, *old)) if name not in (VERSIONS, VOCABULARY)]
     return tuple(f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name))
