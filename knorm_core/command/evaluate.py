@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
 
     from knorm_core.inputs.models import DTYPES, load_model
 
+    if os.getcwd() not in sys.path:  # of a script; a policy of the user's may be there
+        sys.path.append(os.getcwd())
     try:
         ratios = _ratios(options.keep_ratios)
         if options.dtype not in DTYPES:
