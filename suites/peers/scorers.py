@@ -51,7 +51,7 @@ def _scorer(name: str, label: str = "", inner: str = "", **given: Any) -> Scorer
 
 _WITH_HEAD_DIM = ("llama", "mistral", "qwen3")  # the others' configurations have none
 _WITHIN_A_WINDOW = {"every_step": IN_ORDER, "fixed_budget": _SHORT}
-_BESIDE_SINKS = {"every_step": IN_ORDER, "fixed_budget": _SINKS}
+_BESIDE_SINKS = {"fixed_budget": _SINKS}
 _AS_TO_ORDER = {"every_step": IN_ORDER, "fixed_budget": IN_ORDER}
 SCORERS = (
     _scorer("KnormPress"),
