@@ -70,7 +70,8 @@ def policy_label(policy: Policy) -> str:
 def policy_identity(policy: Policy) -> str | None:
     """What makes two policies the same one, in any process: import name, hash of the source, parameters.
 
-    The source is that of every module which a class of the policy comes from, but for `knorm_core.policy`.
+    The source is that of every module which a class of the policy comes from, but for `knorm_core.policy`. Of a
+    parameter that is a policy, it is that policy's identity.
 
     Returns:
         None where there is no such thing: the class cannot be imported by name (it was made in a function or a
@@ -82,11 +83,18 @@ def policy_identity(policy: Policy) -> str | None:
     kinds = [base for base in kind.__mro__ if issubclass(base, Policy) and base is not Policy]
     try:
         sources = [inspect.getsource(sys.modules[base.__module__]) for base in kinds]
-        parameters = json.dumps(_parameters(policy), sort_keys=True, allow_nan=False)
+        parameters = json.dumps(_parameters(policy), sort_keys=True, allow_nan=False, default=_own_identity)
     except (OSError, TypeError, ValueError):
         return None
     digest = hashlib.sha256("\0".join(sources).encode()).hexdigest()
     return f"{kind.__module__}:{kind.__qualname__} sha256:{digest} {parameters}"
+
+
+def _own_identity(parameter: Any) -> str:
+    identity = policy_identity(parameter) if isinstance(parameter, Policy) else None
+    if not isinstance(identity, str):
+        raise TypeError(f"{parameter!r} has no identity")
+    return identity
 
 
 def _parameters(policy: Policy) -> dict[str, Any]:

@@ -47,5 +47,6 @@ pytest_plugins = [
     for name in (
         "extras",
         "settings", "inputs", "tables", "recorder", "regeneration", "golden", "stored", "progress", "breadth",
+        "policies",
     )
 ]  # fmt: skip

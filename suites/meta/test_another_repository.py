@@ -69,7 +69,7 @@ def models(tmp_path_factory):
 def run(pytester, models, monkeypatch):
     """``run(*arguments, model="a", policy="low_norm")``: pytest in another repository, on one of the models."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider -p no:randomly\n")
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider -p no:randomly\nmarkers =\n    repro\n    fast\n")
     pytester.makeconftest('pytest_plugins = ["knorm_core.plugin"]')
     pytester.makepyfile(TABLE)
 
@@ -107,6 +107,43 @@ def test_a_table_is_made_compared_broken_and_mended_with_one_flag(run):
     assert mended.ret == 0
     assert "What changed in the baselines" in mended.stdout.str()
     run("--knorm-keep-ratios", "0.5", policy="high_norm").assert_outcomes(passed=2)
+
+
+def test_a_policy_of_the_command_line_has_tables_of_its_own_which_need_no_baseline(run):
+    made = run("-k", "perplexity", "--knorm-policy", "tova", "-rs")
+    made.assert_outcomes(skipped=1)
+    assert "no baseline" in made.stdout.str()
+    assert "No baseline yet: these numbers were compared with nothing." in made.stdout.str()
+    strict = run("-k", "perplexity", "--knorm-policy", "tova", "--knorm-missing-baseline", "fail")
+    strict.assert_outcomes(failed=1)
+
+
+def test_the_tables_are_of_one_policy(run):
+    several = run("-k", "perplexity", "--knorm-policy", "tova", "--knorm-policy", "h2o")
+    several.assert_outcomes(errors=1)
+    assert "--knorm-policy=tova, h2o: the reproduction's tables are of one policy" in several.stdout.str()
+
+
+def test_tests_of_the_policy_of_the_command_line_are_left_out_without_one_and_others_with_one(run, pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.repro
+        def test_own(given_policy): assert repr(given_policy) == "TOVA()"
+
+        @pytest.mark.repro
+        def test_table(table_settings): pass
+
+        @pytest.mark.repro
+        def test_other(): pass
+
+        @pytest.mark.fast
+        def test_fast(): pass
+        """
+    )
+    run("-k", "own or table or other or fast").assert_outcomes(passed=3, deselected=1)
+    run("-k", "own or table or other or fast", "--knorm-policy", "tova").assert_outcomes(passed=3, deselected=1)
 
 
 def test_two_models_whose_folders_share_a_name_do_not_share_a_baseline(run):

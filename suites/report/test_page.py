@@ -25,6 +25,7 @@ ORDER = [
     "perplexity",
     "cache-length",
     "controls",
+    "policies",
     "norm-attention",
     "passkey",
     "latency",
