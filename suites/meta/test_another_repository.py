@@ -122,7 +122,7 @@ def test_a_policy_of_the_command_line_has_tables_of_its_own_which_need_no_baseli
 def test_the_tables_are_of_one_policy(run):
     several = run("-k", "perplexity", "--knorm-policy", "tova", "--knorm-policy", "h2o")
     several.assert_outcomes(errors=1)
-    assert "--knorm-policy=tova and h2o: the reproduction's tables are of one policy" in several.stdout.str()
+    assert "--knorm-policy=tova, h2o: the reproduction's tables are of one policy" in several.stdout.str()
 
 
 def test_tests_of_the_policy_of_the_command_line_are_left_out_without_one_and_others_with_one(run, pytester):
