@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from knorm_core import Evaluation, perplexity
-from knorm_core.experiments.intervals import detectable_change, perplexity_ratio, precision
-from knorm_core.experiments.resampling import FEWEST_TEXTS, mean_over_texts
-from knorm_core.results.interval import Interval, per_cent
+from knorm_core.experiments.intervals import (
+    detectable_change,
+    paired_rows,
+    perplexity_interval,
+    perplexity_ratio,
+    precision,
+)
+from knorm_core.experiments.resampling import mean_over_texts
+from knorm_core.results.interval import FEWEST_TEXTS, Interval, per_cent
 
 pytestmark = pytest.mark.fast
 
@@ -228,3 +234,21 @@ def test_evaluations_that_make_no_pairs_and_senseless_arguments_are_refused(rows
 
 def test_it_reads_as_a_change():
     assert str(Interval(1.13, 1.085, 1.2)) == "+13 % [+8.5, +20]"
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7])
+def test_a_perplexity_has_the_interval_of_its_mean_loss(shift):
+    rows = [evaluation(noise(40 + 9 * i, i) + shift) for i in range(FEWEST_TEXTS)]
+    interval_of = perplexity_interval(rows)
+    losses = torch.cat([row.nll for row in rows])
+    assert interval_of.value == pytest.approx(math.exp(losses.mean()))
+    assert interval_of.low < interval_of.value < interval_of.high
+
+
+def test_paired_rows_are_ratios_of_the_first_label_to_the_second():
+    rows = {
+        label: [evaluation(noise(64, i) + shift) for i in range(2)] for label, shift in (("0.9", 0.0), ("0.5", 0.1))
+    }
+    [row] = paired_rows(rows, [("0.5", "0.9")])
+    assert row["pair"] == "0.5 over 0.9"
+    assert [row[name] for name in ("ratio", "ratio_low", "ratio_high")] == pytest.approx([math.exp(0.1)] * 3)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knorm_core.experiments.codecs import HEAD
-from knorm_core.experiments.norm_attention import alr, alr_random, observe, spearman
+from knorm_core.experiments.norm_attention import alr, alr_random, limits, observe, spearman
 from knorm_core.sweeps.codec import each
 from suites.experiments.conftest import on_both_texts
 from suites.families import random_ids, tiny_model
@@ -175,3 +175,17 @@ def not_holding(observed):
         if sum(head.holds for head in heads) < len(heads) / 2
         or fmean(head.alr for head in heads) >= fmean(head.alr_random for head in heads)
     }
+
+
+@pytest.mark.fast
+@settings(max_examples=10)
+@given(rng=rows)
+def test_limits_hold_the_number_and_are_the_same_again(rng):
+    norms, attention = rng.random((2, 256)), rng.random((2, 256))
+    ends = limits(norms, attention)
+    for measured, low, high in zip(
+        (spearman(norms, attention), alr(norms, attention)), ends[:4:2], ends[1:4:2], strict=True
+    ):
+        assert (low < measured).all()
+        assert (measured < high).all()
+    assert all((first == second).all() for first, second in zip(ends, limits(norms, attention), strict=True))
