@@ -5,6 +5,7 @@ A finding is on the page only if the lines that it follows from were read: `Impl
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,18 @@ COMMAND = "python -m suites.wild DIR > docs/wild.md"
 
 #: By check: what follows from such a finding, and whether it changes numbers.
 FOLLOWS = {
+    "returns_a_cache": (
+        "KV heads are cached as query heads, each so many times over, and each copy keeps tokens of its own: the cache "
+        "is that many times larger than its keep ratio says.",
+        "in memory",
+    ),
     "takes_short_layers": ("A cache of one token cannot be compressed.", "no"),
     "takes_several_rows": ("Texts go through one at a time. A single row is compressed as promised.", "no"),
     "takes_every_float_dtype": ("float64 models cannot be run; the mask is filled in float32.", "no"),
-    "keeps_as_few_as_asked": ("The window and one key more always stay; a smaller budget is refused.", "no"),
+    "keeps_as_few_as_asked": (
+        "A window or a sink always stays, in most with one key more; a smaller budget is refused.",
+        "no",
+    ),
     "senseless_ratio_is_refused": (
         "keep_ratio=50, meant as percent, keeps everything without a word.",
         "if asked",
@@ -35,7 +44,11 @@ FOLLOWS = {
         "in such models",
     ),
     "ratio_one_changes_nothing": ("The row of keep ratio 1 is reordered too; its losses agree up to rounding.", "no"),
-    "evicted_memory_is_freed": ("The slice keeps the sorted cache alive until the next token copies it.", "no"),
+    "input_is_left_alone": (
+        "The tensors that were passed in are overwritten; a caller who goes on with them has another cache.",
+        "if they are used again",
+    ),
+    "evicted_memory_is_freed": ("The slice keeps the whole cache alive until the next token copies it.", "no"),
     "equal_norms_keep_the_earlier": ("Which of two equal keys stays is left to the library.", "between machines"),
     "rounding_noise_decides_nothing": (
         "The last bit of the rotary tables decides which of two occurrences of a token stays: tables moved by up to "
@@ -45,6 +58,11 @@ FOLLOWS = {
     "low_precision_keys_are_scored_in_float32": (
         "Norms of a bfloat16 model mostly tie, and the choice falls to the sort.",
         "in bfloat16, float16",
+    ),
+    "batch_rows_are_independent": (
+        "Redundancy is computed from the keys of row 0 and decides in every row: in a batch, a text's survivors "
+        "depend on its neighbours.",
+        "in batches",
     ),
     "nan_is_refused": ("A model that overflows gives a number instead of an error.", "if keys overflow"),
     "position_decides_nothing": (
@@ -73,13 +91,14 @@ class Audited:
 
 def audit(clones: Path) -> list[Audited]:
     """Hold every implementation against the contract."""
-    return [Audited(made, tuple(findings_of(made, clones))) for made in IMPLEMENTATIONS]
+    return [Audited(made, findings_of(made, clones)) for made in IMPLEMENTATIONS]
 
 
-def findings_of(implementation: Implementation, clones: Path) -> list[Finding]:
-    """What the contract finds in one implementation, in the user's clone of it."""
+@functools.cache
+def findings_of(implementation: Implementation, clones: Path) -> tuple[Finding, ...]:
+    """What the contract finds in one implementation, in the user's clone of it; looked for once in a process."""
     subject = implementation.subject(clones)
-    return check_evaluator(subject) if isinstance(subject, LossFunction) else check_compressor(subject)
+    return tuple(check_evaluator(subject) if isinstance(subject, LossFunction) else check_compressor(subject))
 
 
 def table(audited: list[Audited]) -> str:

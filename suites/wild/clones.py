@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 
@@ -32,7 +33,8 @@ class Source:
         sha256: of that file.
         root: folder in the repository that its own imports start from.
         distribution: name on PyPI, where tox installs it instead of a clone; ``commit`` is its version then.
-        stubs: modules that it imports and that nothing here uses, left empty.
+        stubs: modules that it imports and that nothing here uses, left out: every name in them is None.
+        missing: names, such as "module.Name", that it imports from installed packages which no longer have them.
     """
 
     repository: str
@@ -41,6 +43,7 @@ class Source:
     sha256: str
     root: str = ""
     stubs: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     distribution: str = ""
 
     @property
@@ -79,7 +82,7 @@ def load(source: Source, clones: Path) -> ModuleType:
         )
     root = clones / source.folder / source.root
     name = path.relative_to(root).with_suffix("").as_posix().replace("/", ".")
-    with _importing_from(root, source.stubs), warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
+    with _importing_from(root, source), warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
         warnings.simplefilter("ignore")
         with contextlib.redirect_stdout(nowhere):
             return importlib.import_module(name)
@@ -98,19 +101,30 @@ def _installed(source: Source) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _importing_from(root: Path, stubs: tuple[str, ...]) -> Iterator[None]:
+def _importing_from(root: Path, source: Source) -> Iterator[None]:
     """Imports start at ``root``; afterwards the modules from there are forgotten, since names such as cache recur."""
     before = set(sys.modules)
     sys.path.insert(0, str(root))
-    for stub in stubs:
+    for stub in source.stubs:
         if stub not in sys.modules:
-            sys.modules[stub] = ModuleType(stub)
+            sys.modules[stub] = _Stub(stub)
     try:
-        yield
+        with contextlib.ExitStack() as patches:
+            for module, _, name in (missing.rpartition(".") for missing in source.missing):
+                patches.enter_context(patch.object(importlib.import_module(module), name, None, create=True))
+            yield
     finally:
         sys.path.remove(str(root))
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if name in stubs or (file and Path(file).is_relative_to(root)):
+            if name in source.stubs or (file and Path(file).is_relative_to(root)):
                 del sys.modules[name]
         importlib.invalidate_caches()
+
+
+class _Stub(ModuleType):
+    """A module in which every name is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)

@@ -1,31 +1,38 @@
-"""Public implementations of KV-cache eviction, and for each the few lines that make it a compressor or evaluator.
-
-What scores with queries is given the keys as queries, and attention weights are those of keys on keys: what a
-check compares is then decided by the cache alone, row by row and head by head.
-"""
+"""Public implementations of KV-cache eviction: where each is, what it claims, and where its findings were read."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
-import torch
-from transformers import DynamicCache
-
-from knorm_core.contract import EvaluatorClaims, as_compressor, as_evaluator, each_layer, for_budget, kvpress_count
-from knorm_core.contract.adapters import UNGATED
-from knorm_core.contract.cases import layers_of
+from knorm_core.contract import as_compressor
+from suites.wild.adapters import (
+    BY_NORM,
+    cake_decoding,
+    cluster,
+    cold_compress,
+    fed_token_by_token,
+    grouped_snapkv,
+    heavy_hitters,
+    key_norm_by_lag,
+    key_norm_cache,
+    press,
+    prompt_compressor,
+    redundancy,
+    sinks_and_window,
+    streaming,
+    tova,
+    two_phases,
+)
 from suites.wild.clones import Source, load
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Implementation:
-    """One compressor or evaluator of a public repository.
+    """One compressor or evaluator of a public repository; no two are equal, so that findings are kept by it.
 
     Attributes:
         name: its function or class.
@@ -61,141 +68,8 @@ FACTORY = Source(
     "pyramidkv/pyramidkv_utils.py",
     "a8a1e8139a8c24a03df87ba0b8362296a613a7b7a38dd4a026087d7ac2b37ce4",
 )
+KEYS_VALUES = "awslabs/keys_values", "a34f07ddee469e788d110374b90a599a4d79bb5e"
 PREFILL = "one budget for the whole prefill: no prune_after, no skip_layers"
-BY_NORM = replace(UNGATED, key_norm=True, refuses_ratio=True, refuses_nan=True)
-
-
-def cluster(make: Callable[[int], Any]) -> Any:
-    """``update_kv(keys, queries, values, mask, groups)`` of an object made for a budget, layer by layer."""
-
-    def compress(keys: torch.Tensor, values: torch.Tensor, kept: int) -> Any:
-        return make(kept).update_kv(keys, keys, values, None, 1)
-
-    return each_layer(compress)
-
-
-def attention(keys: torch.Tensor) -> torch.Tensor:
-    """Causal attention weights of keys on keys: (batch, heads, length, length)."""
-    scores = keys @ keys.transpose(2, 3) / keys.shape[-1] ** 0.5
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    return scores.masked_fill(later, float("-inf")).softmax(dim=-1)
-
-
-def streaming(module: ModuleType) -> Any:
-    """The cache of streaming-llm with half of the budget for the start."""
-
-    def make(kept: int) -> Any:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return module.StartRecentKVCache(start_size=kept // 2, recent_size=kept - kept // 2)
-
-    return for_budget(make)
-
-
-def heavy_hitters(module: ModuleType) -> Any:
-    """H2O's cache of a layer, half of the budget for heavy hitters."""
-
-    def compress(keys: torch.Tensor, values: torch.Tensor, kept: int) -> Any:
-        with contextlib.redirect_stdout(io.StringIO()):
-            cache = module.H2OKVCache_LayerWise(hh_size=kept // 2, recent_size=kept - kept // 2)
-        return cache((keys, values), attention(keys))
-
-    return each_layer(compress)
-
-
-def tova(module: ModuleType) -> Any:
-    """TOVA's cache, whose reduce() is called after the last token has been fed."""
-
-    def compress(keys: torch.Tensor, values: torch.Tensor, kept: int) -> Any:
-        cache = module.TOVACache(kept)
-        cache.key_cache, cache.value_cache = [keys], [values]
-        cache.reduce(0, attention(keys))
-        return cache.key_cache[0], cache.value_cache[0]
-
-    return each_layer(compress)
-
-
-def key_norm_cache(module: ModuleType) -> Any:
-    """The key-norm cache of Q-Filters without a window: update() compresses what it is given."""
-
-    def compress(keys: torch.Tensor, values: torch.Tensor, kept: int) -> Any:
-        cache = object.__new__(module.KNormCache)  # its base wants other arguments since transformers 5
-        cache.key_cache, cache.value_cache = [keys[:, :, :-1]], [values[:, :, :-1]]
-        cache.max_length, cache.window_length = kept, 0
-        return cache.update(keys[:, :, -1:], values[:, :, -1:], 0)
-
-    return each_layer(compress, claims=BY_NORM)
-
-
-def cold_compress(module: ModuleType) -> Any:
-    """cold-compress's cache of a layer: filled with the first tokens, then fed the others one by one."""
-
-    def compress(keys: torch.Tensor, values: torch.Tensor, kept: int) -> Any:
-        batch, heads, length, width = keys.shape
-        cache = module.KVCacheL2(
-            batch, heads, width, keys.dtype,
-            max_cache_length=kept, max_seq_length=length, cache_bits=None, global_tokens=0, recent_window=0,
-        )  # fmt: skip
-        first = torch.arange(kept)
-        cache.update_kv(first, keys[:, :, :kept], values[:, :, :kept], is_prefill=True)
-        cache.update_state(first, keys[:, :, :kept], values[:, :, :kept], is_prefill=True, attn=None)
-        for token in range(kept, length):
-            position = torch.tensor([token])
-            cache.update_kv(position, keys[:, :, token : token + 1], values[:, :, token : token + 1], is_prefill=False)
-        return cache.k_cache, cache.v_cache
-
-    return each_layer(compress, claims=BY_NORM)
-
-
-def prompt_compressor(module: ModuleType) -> Any:
-    """cold-compress's compressor of the prompt, without its protected tokens."""
-
-    def compress(keys: torch.Tensor, values: torch.Tensor, kept: int) -> Any:
-        made = module.PromptCompressorL2(True, max_cache_length=kept, global_tokens=0, recent_window=0)
-        _, keys, values, _ = made(torch.arange(keys.shape[2]), keys, values)
-        return keys, values
-
-    return each_layer(compress, claims=BY_NORM)
-
-
-def press(module: ModuleType) -> Any:
-    """``compress`` of kvpress's KnormPress, which needs no model."""
-
-    def compress(past_key_values: Any, keep_ratio: float) -> Any:
-        made = module.KnormPress(compression_ratio=1 - keep_ratio)
-        return [
-            made.compress(SimpleNamespace(head_dim=keys.shape[-1]), None, keys, values, None, {})
-            for keys, values in past_key_values
-        ]
-
-    claims = replace(BY_NORM, count=kvpress_count)
-    return as_compressor(compress, claims)
-
-
-def two_phases(module: ModuleType) -> Any:
-    """The report's loop, its losses caught where it computes them; transformers 5 has no to_legacy_cache."""
-
-    def losses(model: Any, input_ids: torch.Tensor, keep_ratio: float, prune_after: int) -> list[torch.Tensor]:
-        caught = []
-
-        def cross_entropy(logits: torch.Tensor, target: torch.Tensor, reduction: str) -> torch.Tensor:
-            caught.append(torch.nn.functional.cross_entropy(logits, target, reduction=reduction))
-            return caught[-1]
-
-        functional = SimpleNamespace(functional=SimpleNamespace(cross_entropy=cross_entropy))
-        module.torch = SimpleNamespace(**vars(torch) | {"nn": functional})
-        tokenizer = SimpleNamespace(encode=lambda text, return_tensors: input_ids[None])
-        DynamicCache.to_legacy_cache = lambda cache: tuple(layers_of(cache))
-        try:
-            module.calculate_ppl_with_method(
-                model, tokenizer, "", keep_ratio, "knorm", prune_after, device=input_ids.device
-            )
-        finally:
-            del DynamicCache.to_legacy_cache
-            module.torch = torch
-        return caught
-
-    return as_evaluator(losses, EvaluatorClaims(skip_layers=(0,)))
-
 
 IMPLEMENTATIONS = (
     Implementation(
@@ -449,6 +323,128 @@ IMPLEMENTATIONS = (
             "rounding_noise_decides_nothing": "91-92",
             "low_precision_keys_are_scored_in_float32": "91",
             "nan_is_refused": "92",
+        },
+    ),
+    Implementation(
+        "AttentionSinkKVCache",
+        "sinks and newest",
+        Source(
+            "tomaarsen/attention_sinks",
+            "d79f4d8bd2a4e4994bc3dfbbee5ff5ac217c62d0",
+            "attention_sinks/attention_sink_kv_cache.py",
+            "44fdce855ac0cb84f096f1bfed3e2a4d3ca4bc42bbdf494355b561e11bfdc9da",
+            root="attention_sinks",
+        ),
+        sinks_and_window,
+        "a fixed budget for layers of equal length",
+    ),
+    Implementation(
+        "L2KV",
+        "key norm, window by window",
+        Source(
+            "AI-Lab-China-Merchants-Bank/LagKV",
+            "2a9d19e7d17dbf49c5c596d2980ef0728ea121ec",
+            "l2_kv.py",
+            "e09f20adda2226952d7250bb9008d69105f8586933e551d7437fb20411e01016",
+        ),
+        key_norm_by_lag,
+        "a share of each window: no count rule, no prune_after, no skip_layers",
+        {
+            "keeps_temporal_order": "113-128",
+            "values_may_be_wider_or_narrower": "116-128",
+            "ratio_one_changes_nothing": "113-128",
+            "input_is_left_alone": "124-128",
+            "evicted_memory_is_freed": "127",
+        },
+    ),
+    Implementation(
+        "CakeDecodingKVCache_LayerWise",
+        "CAKE",
+        Source(
+            "antgroup/cakekv",
+            "c4675ce21b1d6f62d262f9a8dc0ad1e1e8ee4edd",
+            "cake/cake_cache.py",
+            "99f9742e6d73c372b6125605d54d0047b915f436c21967e16bbf1717b8067341",
+            missing=("transformers.cache_utils.HybridCache",),
+        ),
+        cake_decoding,
+        "a fixed budget",
+        {
+            "keeps_as_few_as_asked": "310",
+            "keeps_temporal_order": "310-319",
+            "values_may_be_wider_or_narrower": "312-319",
+        },
+    ),
+    Implementation(
+        "SnapKVCluster",
+        "SnapKV, for grouped queries",
+        Source(
+            "FFY0/AdaKV",
+            "efe4e2eea0099bf497f0c175ac5440a915d89f83",
+            "adaptive_snapkv/monkeypatch/snapkv_utils.py",
+            "16ae10649a54fd5dad7d8a177d153d6d23096ff65b3061b07801155a658d14be",
+            stubs=("flash_attn",),
+        ),
+        grouped_snapkv,
+        PREFILL + "; gqa_support off, as by default",
+        {
+            "returns_a_cache": "217-218",
+            "keeps_as_few_as_asked": "185",
+            "takes_every_float_dtype": "250",
+            "keeps_temporal_order": "278-293",
+            "values_may_be_wider_or_narrower": "279-293",
+            "ratio_one_changes_nothing": "242-293",
+        },
+    ),
+    Implementation(
+        "LastRecentlyInsertedKVCache",
+        "sinks and newest",
+        Source(
+            *KEYS_VALUES,
+            "keys_values/kvcache/basics.py",
+            "16085500e25bf7d7010f46c420cfba553d55adaec303258e64a3e5ae98fe1388",
+        ),
+        fed_token_by_token("LastRecentlyInsertedKVCache"),
+        "a fixed budget",
+        {
+            "keeps_as_few_as_asked": "523-526",
+            "keeps_temporal_order": "602-615",
+            "values_may_be_wider_or_narrower": "keys_values/kvcache/base.py:506-507",
+        },
+    ),
+    Implementation(
+        "H2OKVCache",
+        "H2O",
+        Source(
+            *KEYS_VALUES,
+            "keys_values/kvcache/h2o.py",
+            "df5ec1ee031e59eee2ab9164ed2020a5e31f1f3ef8553d16554ae20d89d6c88f",
+        ),
+        fed_token_by_token("H2OKVCache"),
+        "a fixed budget",
+        {
+            "keeps_temporal_order": "keys_values/kvcache/attn_weights.py:557-600",
+            "values_may_be_wider_or_narrower": "keys_values/kvcache/base.py:506-507",
+        },
+    ),
+    Implementation(
+        "R1KV",
+        "R-KV",
+        Source(
+            "Zefan-Cai/R-KV",
+            "d15c9767e67c2bd9807128fecc35223fa2484a69",
+            "rkv/compression/r1_kv.py",
+            "e918877bb84b9d9a5ebcf0dbe9701ed6163e420ea92b08dbfed56e7449375986",
+            stubs=("rkv.monkeypatch", "rkv.compression.rkv", "rkv.compression.simkv"),
+        ),
+        redundancy,
+        "a fixed budget",
+        {
+            "keeps_as_few_as_asked": "20",
+            "keeps_temporal_order": "82-178",
+            "values_may_be_wider_or_narrower": "168-179",
+            "ratio_one_changes_nothing": "46-178",
+            "batch_rows_are_independent": "rkv/utils.py:48-49",
         },
     ),
 )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from suites.wild.audit import COMMAND, FOLLOWS, Audited, audit, findings_of, page, table
+from knorm_core import kept_count
+from knorm_core.contract import check_compressor
+from suites.wild.adapters import prompt_compressor_of_a_layer
+from suites.wild.audit import COMMAND, FOLLOWS, audit, findings_of, page, table
+from suites.wild.clones import load
 from suites.wild.implementations import IMPLEMENTATIONS, Implementation
 
 ids = [made.label.replace(": ", "-") for made in IMPLEMENTATIONS]
@@ -22,11 +27,6 @@ def clones(pytestconfig: pytest.Config) -> Path:
     return Path(folder).expanduser().resolve()
 
 
-@functools.cache
-def audited(clones: Path) -> list[Audited]:
-    return audit(clones)
-
-
 @pytest.mark.wild
 @pytest.mark.xdist_group("wild")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=ids)
@@ -37,13 +37,53 @@ def test_every_finding_was_read_off_the_code_and_nothing_else_is_found(implement
 @pytest.mark.wild
 @pytest.mark.xdist_group("wild")
 def test_the_audit_is_the_one_of_the_baseline(clones: Path, text_snapshot):
-    assert table(audited(clones)) == text_snapshot
+    assert table(audit(clones)) == text_snapshot
 
 
 @pytest.mark.wild
 @pytest.mark.xdist_group("wild")
 def test_the_page_is_made_from_the_audit(clones: Path):
-    assert PAGE.read_text(encoding="utf-8") == page(audited(clones)), f"make it anew: {COMMAND}"
+    assert PAGE.read_text(encoding="utf-8") == page(audit(clones)), f"make it anew: {COMMAND}"
+
+
+@pytest.mark.wild
+@pytest.mark.xdist_group("wild")
+def test_cold_compress_with_nothing_said_is_one_finding_about_rows_and_six_more(clones: Path):
+    [made] = [made for made in IMPLEMENTATIONS if made.name == "PromptCompressorL2"]
+    layer = prompt_compressor_of_a_layer(load(made.source, clones))
+
+    def compress(past_key_values: Any, keep_ratio: float) -> Any:
+        return [layer(keys, values, kept_count(keys.shape[2], keep_ratio)) for keys, values in past_key_values]
+
+    assert [finding.check for finding in check_compressor(compress)] == [
+        "takes_prune_after_and_skip_layers",
+        "takes_several_rows",
+        "values_may_be_wider_or_narrower",
+        "equal_norms_keep_the_earlier",
+        "rounding_noise_decides_nothing",
+        "low_precision_keys_are_scored_in_float32",
+        "nan_is_refused",
+    ]
+
+
+@pytest.mark.wild
+@pytest.mark.xdist_group("wild")
+def test_the_papers_function_has_at_most_twelve_findings_in_less_than_twenty_seconds(clones: Path):
+    subject = IMPLEMENTATIONS[0].subject(clones)
+    started = time.process_time()
+    findings = check_compressor(subject)
+    assert time.process_time() - started < 20
+    assert len({finding.check for finding in findings}) == len(findings) <= 12
+
+
+@pytest.mark.wild
+@pytest.mark.xdist_group("wild")
+def test_of_the_reports_losses_one_finding_is_about_the_order_of_steps_and_none_about_drift(clones: Path):
+    [made] = [made for made in IMPLEMENTATIONS if made.name == "calculate_ppl_with_method"]
+    checks = [finding.check for finding in findings_of(made, clones)]
+    assert checks.count("compresses_before_feeding") == 1
+    # The others are of texts that it does not evaluate and of the model's mode, and not of any loss.
+    assert set(checks) == {"compresses_before_feeding", "takes_short_texts", "model_is_left_as_it_was"}
 
 
 @pytest.mark.fast
