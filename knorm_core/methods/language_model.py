@@ -40,17 +40,18 @@ def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
     return ids.long().to(model.device)  # type: ignore[arg-type]
 
 
-def check_late_positions(model: nn.Module, ids: torch.Tensor, first_position: int) -> None:
-    """Refuse a text for which a model that counts positions from after the padding's has too few of them.
+def check_late_positions(model: nn.Module, ids: torch.Tensor, first_position: int, new_tokens: int = 0) -> None:
+    """Refuse a text, and what is generated after it, that is too long for positions that start after the padding's.
 
     Such a model (RoBERTa and its like) has so many positions fewer, and gives padding no position of its own, so that
     every later token's would be another.
     """
     limit = getattr(text_config(model), "max_position_embeddings", None)
-    if first_position and limit and len(ids) > limit - first_position > 0:
+    if first_position and limit and len(ids) + new_tokens > limit - first_position > 0:
+        more = f", with new_tokens={new_tokens} {len(ids) + new_tokens}" if new_tokens else ""
         raise ValueError(
-            f"input_ids has {len(ids)} tokens, but the model has {limit} positions, the first {first_position} of "
-            f"them not for tokens; cut the text (max_eval_tokens)"
+            f"input_ids has {len(ids)} tokens{more}, but the model has {limit} positions, the first {first_position} "
+            f"of them not for tokens; cut the text (max_eval_tokens)"
         )
     padding = text_config(model).pad_token_id if first_position else None
     if padding is not None and bool((ids == padding).any()):
