@@ -24,7 +24,7 @@ from knorm_core.methods import cached_attention, far
 from knorm_core.methods.against_own import one_pass_differs
 from knorm_core.methods.far import LOOK, Observed
 from knorm_core.methods.forward import private_copy
-from knorm_core.methods.language_model import text_config
+from knorm_core.methods.language_model import text_config, token_table
 from knorm_core.methods.onepass import ATTENTION
 from knorm_core.methods.own_forward import OwnForward, distance, own_forward
 from knorm_core.setting import UnsupportedModelError
@@ -114,7 +114,7 @@ def _judge(model: nn.Module, own: OwnForward, length: int, reach: int) -> Anatom
     looking.config._attn_implementation = ATTENTION  # type: ignore[union-attr]
     obstacle = obstacle or one_pass_differs(own, looking, windows, first, length, reach)
     if obstacle:
-        own.must_be_causal()
+        own.must_be_sound()
     return replace(made, obstacle=obstacle)
 
 
@@ -149,6 +149,9 @@ def _far_token(own: OwnForward, looking: nn.Module, length: int) -> tuple[Observ
 
 
 def _not_through(seen: Observed, layers: list[int]) -> str:
+    if len(seen.layers) >= len(layers):
+        calls = f"{len(seen.layers)} calls come from {len(set(seen.layers))} layers"
+        return f"its {len(layers)} cached layers do not attend once each: {calls}"
     calls = f"; {len(seen.layers)} calls for its {len(layers)} layers do" if seen.layers else ""
     return f"its attention does not go through transformers' AttentionInterface{calls}"
 
@@ -228,7 +231,7 @@ def _by_own_code(own: OwnForward, obstacle: str, length: int) -> Anatomy:
     Raises:
         UnsupportedModelError: it would take an eviction for something else.
     """
-    own.must_be_causal()
+    own.must_be_sound()
     apart = []
     for first in _first_positions(own):
         logits = far.feed_last_repeated(own, length - 1, first)
@@ -247,4 +250,4 @@ def _configured_layers(model: nn.Module) -> int:
 
 
 def _device(model: nn.Module) -> torch.device:
-    return model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return token_table(model).weight.device

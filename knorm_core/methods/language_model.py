@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from knorm_core.counts import SHORTEST_TEXT
+from knorm_core.setting import UnsupportedModelError
 
 
 def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
@@ -27,7 +28,7 @@ def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
         raise ValueError(f"input_ids has shape {tuple(ids.shape)}; one text at a time, shaped (n,) or (1, n)")
     if len(ids) < SHORTEST_TEXT:
         raise ValueError(f"input_ids has {len(ids)} tokens; a text needs at least {SHORTEST_TEXT}")
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    vocabulary = token_table(model).num_embeddings
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocabulary:
         wrong = low if low < 0 else high
@@ -59,6 +60,21 @@ def check_late_positions(model: nn.Module, ids: torch.Tensor, first_position: in
             f"input_ids holds the padding token {padding}, to which {type(model).__name__} gives no position of its "
             f"own: leave it out of the text"
         )
+
+
+def token_table(model: nn.Module) -> nn.Embedding:
+    """The embedding of token ids.
+
+    Raises:
+        UnsupportedModelError: there is not one such table.
+    """
+    table = model.get_input_embeddings()  # type: ignore[operator]
+    if hasattr(table, "num_embeddings"):
+        return table
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has a {type(table).__name__} for its input embeddings, not one table of tokens: a "
+        f"text of one token at a place cannot be fed to it"
+    )
 
 
 def _check_model(model: nn.Module) -> None:
