@@ -219,7 +219,7 @@ def test_a_model_without_a_cache_of_keys_is_refused(config, arguments):
         warnings.simplefilter("ignore")
         model = made(config, torch.float32, **arguments)
         for method in ("onepass", "stepwise"):
-            with pytest.raises(UnsupportedModelError, match="keeps no cache of keys|than growing keys"):
+            with pytest.raises(UnsupportedModelError, match=r"keeps no cache of keys|than growing keys"):
                 evaluate(model, random_ids(60), method=method, **HALF)
 
 
