@@ -119,19 +119,29 @@ class Oracle:
 
     def _cache(self) -> Any:
         """Phase 1, on a cache on which the model, fed token by token, gives what it gives when fed the whole text."""
-        apart = []
+        reasons = []
         for cache in self._caches():
-            losses = []
-            for step in range(len(self.ids) - 1):
-                if step == self.start:
-                    begun = copy.deepcopy(cache)
-                losses.append(self._losses(self._feed(cache, step, step), self.ids[step + 1 : step + 2]))
+            try:
+                losses, begun = self._fed(cache)
+            except Exception as error:  # a configuration may name windows that its model never reads
+                reasons.append(f"fed token by token it fails with {type(error).__name__}: {error}")
+                continue
             if not getattr(cache, "layers", None) or cache.layers[0].get_seq_length() == 0:
                 raise NoAnswerError("leaves no keys in the cache")
-            if self._agree(torch.cat(losses)):
+            if self._agree(losses):
                 return begun
-            apart.append(float((torch.cat(losses) - self.plain).abs().max()))
-        raise NoAnswerError(f"fed token by token it parts from its own forward by {apart[0]:.1g} nats")
+            apart = float((losses - self.plain).abs().max())
+            reasons.append(f"fed token by token it parts from its own forward by {apart:.1g} nats")
+        raise NoAnswerError(reasons[0])
+
+    def _fed(self, cache: Any) -> tuple[torch.Tensor, Any]:
+        """Losses of the whole text, fed token by token, and the cache as it was after phase 1."""
+        losses = []
+        for step in range(len(self.ids) - 1):
+            if step == self.start:
+                begun = copy.deepcopy(cache)
+            losses.append(self._losses(self._feed(cache, step, step), self.ids[step + 1 : step + 2]))
+        return torch.cat(losses), begun
 
     def _caches(self) -> Sequence[Any]:
         return [DynamicCache(config=self.model.config), DynamicCache()]

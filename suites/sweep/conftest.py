@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from knorm_core.inputs.models import model_identity
+from knorm_core.methods.anatomy import anatomy
 from knorm_core.sweeps.cells import Cell
 from knorm_core.sweeps.store import Store
 from suites.families import VOCABULARY, random_ids, tiny_model
@@ -52,7 +53,9 @@ def cells_of(tiny_folder):
 
 @pytest.fixture(scope="session")
 def tiny():
-    return tiny_model("llama")
+    model = tiny_model("llama")
+    anatomy(model, 128)  # looked at once, whichever test counts passes first
+    return model
 
 
 @pytest.fixture
