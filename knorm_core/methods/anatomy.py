@@ -237,12 +237,36 @@ def _by_own_code(own: OwnForward, obstacle: str, length: int) -> Anatomy:
         logits = far.feed_last_repeated(own, length - 1, first)
         apart.append(distance(logits, own.logits[-1:]))
         if apart[-1] <= own.tolerance:
+            _must_take_far_positions(own, length, first)
             return Anatomy(len(own.pairs), {}, first, obstacle, None)
     raise UnsupportedModelError(
         f"{own.name} reads the distance of a key off its place in the cache, or a position off the cache's length (a "
         f"local window, a bias, ALiBi), and an eviction changes both: with each key there several times, in another "
         f"order, the logits of a token part by {min(apart):.1%}"
     )
+
+
+def _must_take_far_positions(own: OwnForward, length: int, first: int) -> None:
+    """Refuse a model that places a token by the keys before it, of which evictions leave few."""
+    limit = getattr(text_config(own.model), "max_position_embeddings", None)
+    far_one = first + length - 1
+    position = min(far_one, limit - 1) if limit and limit > first + own.ids.shape[1] else far_one
+    keys = own.ids.shape[1] - 1
+    try:
+        few, many = far.feed_last_far(own, position)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{own.name} cannot place a token at position {position} after {keys} keys, which evictions leave: its own "
+            f"forward fails with {type(error).__name__}: {error}"
+        ) from error
+    if (apart := distance(few, many)) > own.tolerance:
+        raise UnsupportedModelError(
+            f"{own.name} reads positions off the length of its cache, which an eviction shortens: at position "
+            f"{position}, after {keys} keys and after each of them several times, the logits of a token part by "
+            f"{apart:.1%}"
+        )
 
 
 def _configured_layers(model: nn.Module) -> int:

@@ -247,3 +247,26 @@ def test_a_model_that_calls_its_attention_otherwise_is_told_how_often():
     seen = anatomy(model, 60)
     own_code = "its attention does not go through transformers' AttentionInterface"  # transformers 4
     assert seen.obstacle in ("its 3 cached layers do not attend once each: 6 calls come from 3 layers", own_code)
+
+
+@pytest.mark.skipif(
+    transformers.__version__ >= "5", reason="transformers 4.57 makes its rotary table as long as its cache"
+)
+def test_a_model_that_cannot_place_a_token_after_few_keys_is_refused():
+    model = made("PhimoeConfig", torch.float32, num_key_value_heads=2, num_local_experts=2)
+    with pytest.raises(UnsupportedModelError, match="cannot place a token at position 63 after 7 keys"):
+        evaluate(model, random_ids(60), **HALF)
+
+
+@pytest.mark.skipif(transformers.__version__ >= "5", reason="transformers 4.57 makes this mask a column too long")
+def test_a_mask_that_is_longer_than_the_keys_hides_none_of_them():
+    model = made("GraniteMoeConfig", num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1)
+    assert assert_methods_agree(model, random_ids(60)).sliding_layers == ()
+
+
+def test_a_model_of_several_token_tables_is_refused():
+    parts = {"num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 32, "hidden_size": 32}
+    config = transformers.MusicgenDecoderConfig(vocab_size=VOCABULARY, num_codebooks=1, **parts)
+    model = transformers.MusicgenForCausalLM(config).eval()
+    with pytest.raises(UnsupportedModelError, match="MusicgenForCausalLM has a ModuleList for its input embeddings"):
+        evaluate(model, random_ids(60), **HALF)

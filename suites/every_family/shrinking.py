@@ -63,12 +63,13 @@ _EVEN_IF_NONE = (
 # A latent cache has as many KV heads as heads, and its head_dim is that of the rotary part alone.
 _LATENT = {"num_key_value_heads": 4, "head_dim": 4}
 _MAMBA = {"mamba_d_head": 16, "mamba_expand": 2}
+_HYBRID = [LINEAR, FULL, LINEAR] if transformers.__version__ >= "5" else ["mamba", "attention", "mamba"]
 _ZAMBA = {"attention_hidden_size": 64, "attention_head_dim": 16}
 
 # What the shrinking by name leaves wrong: family -> arguments of its configuration.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
-    "granitemoehybrid": {**_MAMBA, "layer_types": [LINEAR, FULL, LINEAR]},
+    "granitemoehybrid": {**_MAMBA, "layer_types": _HYBRID},
     "falcon_h1": {"mamba_d_head": 8, "mamba_d_ssm": 32},
     "mamba2": {"head_dim": 16},
     "dots1": {"n_shared_experts": 1},
@@ -104,6 +105,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+# The variant whose rotary table is another one from position 24 on.
+TABLE_CHANGES = "longrope"
+_LONG = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 1.5, 2.0, 3.0]}
+
 # What changes who sees whom, for every family whose configuration has the names: variant -> arguments.
 VARIANTS: dict[str, dict[str, Any]] = {
     "windows": {"sliding_window": WINDOW, "use_sliding_window": True, "layer_types": [FULL, SLIDING, FULL]},
@@ -116,10 +121,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rotary layers all": {"no_rope_layers": [1] * _LAYERS},
     "temperature": {"attn_temperature_tuning": True, "floor_scale": 8, "layer_types": [FULL] * _LAYERS},
     "attention only": {"attn_layer_period": 1, "attn_layer_offset": 0},
-    "longrope": {
-        "original_max_position_embeddings": 24,
-        "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 1.5, 2.0, 3.0]},
-    },
+    TABLE_CHANGES: {"original_max_position_embeddings": 24, "rope_scaling": _LONG},
     "soft-capping": {"attn_logit_softcapping": 5.0},
     "encoder": {"is_decoder": False},
     "multi-head": {"multi_query": False, "num_kv_heads": _HEADS},
@@ -161,9 +163,11 @@ def configurations(family: str) -> Iterator[tuple[str, Any]]:
         name: {name: not getattr(config, name)} for name in SWITCHES if isinstance(vars(config).get(name), bool)
     }
     for variant, changes in {**VARIANTS, **switched}.items():
-        needed, ours = next(iter(changes)), {name: value for name, value in changes.items() if name in names}
+        needed = next(iter(changes))
         if needed not in names:
             continue
+        # transformers 5 takes rope_scaling and calls it rope_parameters
+        ours = {name: value for name, value in changes.items() if name in {*names, "rope_scaling"}}
         with contextlib.suppress(Exception):  # what a family's configuration forbids is no variant of it
             config = shrunk(family, **ours)
             if config.to_dict() not in seen:
@@ -202,7 +206,7 @@ def _shrunk(kind: Any, exceptions: Mapping[str, Any], changes: Mapping[str, Any]
     arguments |= exceptions
     try:
         small = kind(**{**arguments, **changes})
-    except AttributeError:  # some want their parts as dictionaries
+    except (AttributeError, TypeError):  # some want their parts as dictionaries
         arguments |= {name: arguments[name].to_dict() for name in kind.sub_configs if name in arguments}
         small = kind(**{**arguments, **changes})
     if "layer_types" not in vars(default) or "layer_types" in {*exceptions, *changes}:
