@@ -21,8 +21,8 @@ from knorm_core.arguments import asked_to_compress
 from knorm_core.cache import apply_compressor, with_layers
 from knorm_core.compressor import l2_compress
 from knorm_core.counts import Eviction, cache_lengths, kept_count
-from knorm_core.methods.anatomy import anatomy
-from knorm_core.methods.forward import cache_argument
+from knorm_core.methods.anatomy import Anatomy
+from knorm_core.methods.forward import cache_argument, position_argument
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -36,6 +36,7 @@ class Job:
 
     Attributes:
         model: a causal language model in evaluation mode.
+        anatomy: the model as it is seen at the length of prompt and generated tokens.
         input_ids: the prompt, int64 (prompt_tokens,), on the model's device.
         prune_after: cache length in tokens from which a layer is compressed.
         new_tokens: tokens fed after the prompt, one at a time.
@@ -44,6 +45,7 @@ class Job:
     """
 
     model: nn.Module
+    anatomy: Anatomy
     input_ids: torch.Tensor
     prune_after: int
     new_tokens: int
@@ -59,10 +61,10 @@ class Job:
         """The argument that spares the logits of all but the last token, where the model takes it."""
         return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
 
-    @cached_property
+    @property
     def sliding(self) -> Mapping[int, int]:
         """Window by layer index; these layers are never compressed."""
-        return anatomy(self.model, self.prompt_tokens + self.new_tokens).windows
+        return self.anatomy.windows
 
     def schedule(self, keep_ratio: float) -> tuple[Eviction, ...]:
         return generation_schedule(self.prompt_tokens, self.new_tokens, self.prune_after, keep_ratio)
@@ -215,10 +217,11 @@ def bytes_per_token(cache: DynamicCache) -> int:
 
 
 def _next_token(job: Job, fed: torch.Tensor, position: int, cache: DynamicCache) -> torch.Tensor:
-    """Feed (1, count) tokens from ``position`` on; the most likely next one, (1, 1), left on the device."""
-    positions = torch.arange(position, position + fed.shape[1], device=fed.device)[None]
-    given = cache_argument(job.model, cache) | job.last_logits_only
-    output = job.model(input_ids=fed, position_ids=positions, use_cache=True, **given)
+    """Feed (1, count) tokens, from ``position`` of the text on; the likeliest next one, (1, 1), left on the device."""
+    first = job.anatomy.first_position + position
+    positions = torch.arange(first, first + fed.shape[1], device=fed.device)
+    given = position_argument(job.model, positions) | cache_argument(job.model, cache) | job.last_logits_only
+    output = job.model(input_ids=fed, use_cache=True, **given)
     return output.logits[:, -1:].argmax(dim=-1)
 
 

@@ -18,8 +18,9 @@ from knorm_core.latency.environment import Environment, watched
 from knorm_core.latency.generation import Clock, FedPrompt, GenerationCost, Job, device_clock, generate
 from knorm_core.latency.quantity import Quantity, quantity
 from knorm_core.latency.rounds import Failure, run_rounds
+from knorm_core.methods.anatomy import anatomy
 from knorm_core.methods.forward import private_copy
-from knorm_core.methods.language_model import check_input_ids, text_config
+from knorm_core.methods.language_model import check_input_ids, check_late_positions, text_config
 from knorm_core.setting import NoEvictionError, UnsupportedModelError
 
 
@@ -141,13 +142,14 @@ def measure_latency(
     Raises:
         TypeError, ValueError: an argument is wrong; raised before the model runs.
         NoEvictionError: (a ValueError) a keep ratio below 1 would never evict.
-        UnsupportedModelError: (a ValueError) the model has no layer that could be compressed.
+        UnsupportedModelError: (a ValueError) the model has no layer that could be compressed, or cannot be evaluated
+            exactly.
         MeasurementError: no round went through.
     """
+    check_rounds(repeats, warmup, seed)
     job, ratios = check_job(
         model, input_ids, keep_ratios, prune_after, new_tokens, compressor, allow_no_eviction, clock
     )
-    check_rounds(repeats, warmup, seed)
     return measure_job(job, ratios, repeats=repeats, warmup=warmup, seed=seed)
 
 
@@ -215,10 +217,14 @@ def check_job(
         raise ValueError(
             f"input_ids has {len(ids)} tokens, which with new_tokens={new_tokens} exceeds the model's {limit} positions"
         )
-    private = private_copy(model, model.config._attn_implementation)  # type: ignore[union-attr,arg-type]
-    job = Job(private, ids, int(prune_after), int(new_tokens), compressor, clock)
-    if len(job.sliding) == text_config(model).num_hidden_layers:
+    seen = anatomy(model, len(ids) + new_tokens)
+    if seen.refusal:
+        raise UnsupportedModelError(seen.refusal)
+    check_late_positions(model, ids, seen.first_position, new_tokens)
+    if len(seen.windows) == seen.layers:
         raise UnsupportedModelError("every layer of the model has a sliding window: there is none to compress")
+    private = private_copy(model, model.config._attn_implementation)  # type: ignore[union-attr,arg-type]
+    job = Job(private, seen, ids, int(prune_after), int(new_tokens), compressor, clock)
     for ratio in ratios:
         if asked_to_compress(ratio) and not job.schedule(ratio) and not allow_no_eviction:
             raise NoEvictionError(

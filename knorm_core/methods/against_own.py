@@ -45,7 +45,7 @@ def one_pass_differs(
         )
     apart = distance(beside[0], own.logits)
     if apart > own.tolerance:
-        own.must_be_causal()
+        own.must_be_sound()
         alone, _ = feed(own.ids, near, count=tokens)
         if (alone_apart := distance(alone[0], own.logits)) > own.tolerance:
             return f"one pass parts from its own forward by {alone_apart:.1%} in the logits"

@@ -24,7 +24,7 @@ from knorm_core.methods import cached_attention, far
 from knorm_core.methods.against_own import one_pass_differs
 from knorm_core.methods.far import LOOK, Observed
 from knorm_core.methods.forward import private_copy
-from knorm_core.methods.language_model import text_config
+from knorm_core.methods.language_model import text_config, token_table
 from knorm_core.methods.onepass import ATTENTION
 from knorm_core.methods.own_forward import OwnForward, distance, own_forward
 from knorm_core.setting import UnsupportedModelError
@@ -114,7 +114,7 @@ def _judge(model: nn.Module, own: OwnForward, length: int, reach: int) -> Anatom
     looking.config._attn_implementation = ATTENTION  # type: ignore[union-attr]
     obstacle = obstacle or one_pass_differs(own, looking, windows, first, length, reach)
     if obstacle:
-        own.must_be_causal()
+        own.must_be_sound()
     return replace(made, obstacle=obstacle)
 
 
@@ -149,6 +149,9 @@ def _far_token(own: OwnForward, looking: nn.Module, length: int) -> tuple[Observ
 
 
 def _not_through(seen: Observed, layers: list[int]) -> str:
+    if len(seen.layers) >= len(layers):
+        calls = f"{len(seen.layers)} calls come from {len(set(seen.layers))} layers"
+        return f"its {len(layers)} cached layers do not attend once each: {calls}"
     calls = f"; {len(seen.layers)} calls for its {len(layers)} layers do" if seen.layers else ""
     return f"its attention does not go through transformers' AttentionInterface{calls}"
 
@@ -228,12 +231,13 @@ def _by_own_code(own: OwnForward, obstacle: str, length: int) -> Anatomy:
     Raises:
         UnsupportedModelError: it would take an eviction for something else.
     """
-    own.must_be_causal()
+    own.must_be_sound()
     apart = []
     for first in _first_positions(own):
         logits = far.feed_last_repeated(own, length - 1, first)
         apart.append(distance(logits, own.logits[-1:]))
         if apart[-1] <= own.tolerance:
+            _must_take_far_positions(own, length, first)
             return Anatomy(len(own.pairs), {}, first, obstacle, None)
     raise UnsupportedModelError(
         f"{own.name} reads the distance of a key off its place in the cache, or a position off the cache's length (a "
@@ -242,9 +246,32 @@ def _by_own_code(own: OwnForward, obstacle: str, length: int) -> Anatomy:
     )
 
 
+def _must_take_far_positions(own: OwnForward, length: int, first: int) -> None:
+    """Refuse a model that places a token by the keys before it, of which evictions leave few."""
+    limit = getattr(text_config(own.model), "max_position_embeddings", None)
+    far_one = first + length - 1
+    position = min(far_one, limit - 1) if limit and limit > first + own.ids.shape[1] else far_one
+    keys = own.ids.shape[1] - 1
+    try:
+        few, many = far.feed_last_far(own, position)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{own.name} cannot place a token at position {position} after {keys} keys, which evictions leave: its own "
+            f"forward fails with {type(error).__name__}: {error}"
+        ) from error
+    if (apart := distance(few, many)) > own.tolerance:
+        raise UnsupportedModelError(
+            f"{own.name} reads positions off the length of its cache, which an eviction shortens: at position "
+            f"{position}, after {keys} keys and after each of them several times, the logits of a token part by "
+            f"{apart:.1%}"
+        )
+
+
 def _configured_layers(model: nn.Module) -> int:
     return int(getattr(text_config(model), "num_hidden_layers", 1))
 
 
 def _device(model: nn.Module) -> torch.device:
-    return model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return token_table(model).weight.device

@@ -23,6 +23,7 @@ class Observed:
     """What the attention calls of a model receive while one token is fed, far out in a text.
 
     Attributes:
+        count: keys that the cache says it holds, the token's own included.
         layers: index of the layer of every call, in order.
         keys: keys that each layer receives.
         hides: by layer, how many of the latest keys its mask leaves; None where it leaves all, -1 where
@@ -32,6 +33,7 @@ class Observed:
         eager: whether every layer's family has an eager form of its attention.
     """
 
+    count: int
     layers: list[int] = field(default_factory=list)
     keys: list[torch.Tensor] = field(default_factory=list)
     hides: dict[int, int | None] = field(default_factory=dict)
@@ -62,7 +64,7 @@ def feed_last(own: OwnForward, looking: nn.Module, length: int, first_position: 
     Raises:
         Whatever the model's own code raises, ``seen`` being an attribute of the error.
     """
-    seen = Observed()
+    seen = Observed(length + 1)
     cache = pretended_cache([(keys[:, :, :-1], values[:, :, :-1]) for keys, values in own.pairs], length)
     token = _seen.set(seen)
     try:
@@ -77,6 +79,18 @@ def feed_last(own: OwnForward, looking: nn.Module, length: int, first_position: 
 def feed_last_repeated(own: OwnForward, length: int, first_position: int) -> torch.Tensor:
     """The last token once more, on a real cache of ``length`` keys or some fewer that holds every key equally often."""
     return _last(own, own.model, repeated_cache(own.pairs, length), first_position)
+
+
+def feed_last_far(own: OwnForward, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last token at a far position, on the few keys that evictions might have left, and on all of these repeated.
+
+    Returns:
+        Its logits (1, vocabulary) on either, which are the same where nothing is read off the length of a cache.
+    """
+    cache, last = repeated_cache(own.pairs, 0), own.ids[:, -1:]
+    few = feed_on_cache(own.model, last, position, cache)
+    left = [(layer.keys, layer.values) for layer in cache.layers]
+    return few, feed_on_cache(own.model, last, position, repeated_cache(left, position))
 
 
 def _last(own: OwnForward, model: nn.Module, cache: Any, first_position: int) -> torch.Tensor:
@@ -96,7 +110,7 @@ def _look(
     seen.layers.append(layer)
     seen.keys.append(key)
     seen.windows |= {int(given) for name, given in arguments.items() if name == "sliding_window" and given}
-    left = _left(attention_mask)
+    left = _left(attention_mask, seen.count)
     seen.hides[layer] = left
     if eager_form(module) is None:
         seen.eager = False
@@ -109,11 +123,14 @@ def _look(
     return form(module, query, key, value, None, **arguments)
 
 
-def _left(mask: torch.Tensor | None) -> int | None:
-    """How many of the latest keys a mask (…, 1, keys) leaves; None for all of them, -1 for others than the latest."""
+def _left(mask: torch.Tensor | None, count: int) -> int | None:
+    """How many of the latest keys a mask (…, 1, keys) leaves; None for all of them, -1 for others than the latest.
+
+    Where there are fewer keys than a mask has columns, attention takes the first of these (transformers 4.57).
+    """
     if mask is None or not isinstance(mask, torch.Tensor) or mask.ndim != 4:
         return None
-    row = mask[0, 0, -1]
+    row = mask[0, 0, -1, :count]
     leaves = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
     count = int(leaves.sum())
     if count == len(leaves):

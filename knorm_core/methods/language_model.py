@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from knorm_core.counts import SHORTEST_TEXT
+from knorm_core.setting import UnsupportedModelError
 
 
 def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
@@ -25,7 +26,7 @@ def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
         raise ValueError(f"input_ids has shape {tuple(ids.shape)}; one text at a time, shaped (n,) or (1, n)")
     if len(ids) < SHORTEST_TEXT:
         raise ValueError(f"input_ids has {len(ids)} tokens; a text needs at least {SHORTEST_TEXT}")
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    vocabulary = token_table(model).num_embeddings
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocabulary:
         wrong = low if low < 0 else high
@@ -57,17 +58,18 @@ def as_ids(input_ids: Any) -> torch.Tensor:
         raise TypeError(f"input_ids is a {kind} that holds no integers: give token ids") from None
 
 
-def check_late_positions(model: nn.Module, ids: torch.Tensor, first_position: int) -> None:
-    """Refuse a text for which a model that counts positions from after the padding's has too few of them.
+def check_late_positions(model: nn.Module, ids: torch.Tensor, first_position: int, new_tokens: int = 0) -> None:
+    """Refuse a text, and what is generated after it, that is too long for positions that start after the padding's.
 
     Such a model (RoBERTa and its like) has so many positions fewer, and gives padding no position of its own, so that
     every later token's would be another.
     """
     limit = getattr(text_config(model), "max_position_embeddings", None)
-    if first_position and limit and len(ids) > limit - first_position > 0:
+    if first_position and limit and len(ids) + new_tokens > limit - first_position > 0:
+        more = f", with new_tokens={new_tokens} {len(ids) + new_tokens}" if new_tokens else ""
         raise ValueError(
-            f"input_ids has {len(ids)} tokens, but the model has {limit} positions, the first {first_position} of "
-            f"them not for tokens; cut the text (max_eval_tokens)"
+            f"input_ids has {len(ids)} tokens{more}, but the model has {limit} positions, the first {first_position} "
+            f"of them not for tokens; cut the text (max_eval_tokens)"
         )
     padding = text_config(model).pad_token_id if first_position else None
     if padding is not None and bool((ids == padding).any()):
@@ -75,6 +77,21 @@ def check_late_positions(model: nn.Module, ids: torch.Tensor, first_position: in
             f"input_ids holds the padding token {padding}, to which {type(model).__name__} gives no position of its "
             f"own: leave it out of the text"
         )
+
+
+def token_table(model: nn.Module) -> nn.Embedding:
+    """The embedding of token ids.
+
+    Raises:
+        UnsupportedModelError: there is not one such table.
+    """
+    table = model.get_input_embeddings()  # type: ignore[operator]
+    if hasattr(table, "num_embeddings"):
+        return table
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has a {type(table).__name__} for its input embeddings, not one table of tokens: a "
+        f"text of one token at a place cannot be fed to it"
+    )
 
 
 def _check_model(model: nn.Module) -> None:

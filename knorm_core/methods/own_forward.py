@@ -11,7 +11,7 @@ from torch import nn
 
 from knorm_core.cache import Pair
 from knorm_core.methods.forward import copy_sharing_weights
-from knorm_core.methods.language_model import text_config
+from knorm_core.methods.language_model import text_config, token_table
 from knorm_core.setting import UnsupportedModelError
 
 _TOKENS = 8
@@ -58,14 +58,20 @@ class OwnForward:
         """
         return {torch.float64: 1e-5, torch.float32: 3e-4}.get(self.logits.dtype, 0.1)
 
-    def must_be_causal(self) -> None:
-        """Change later tokens, and compare earlier logits.
+    def must_be_sound(self) -> None:
+        """Feed the tokens without a cache, and change later ones: logits have to stay as they were.
 
         Raises:
-            UnsupportedModelError: they changed too.
+            UnsupportedModelError: they changed.
         """
+        logits = self.model(input_ids=self.ids, use_cache=False).logits[0]
+        if (apart := distance(logits, self.logits)) > self.tolerance:
+            raise UnsupportedModelError(
+                f"{self.name} makes other logits where it keeps no cache: they part by {apart:.1%}, and nothing says "
+                f"which are right"
+            )
         half = self.ids.shape[1] // 2
-        logits = self.model(input_ids=self.other, use_cache=False).logits[0, :half]
+        logits = self.model(input_ids=self.other, use_cache=True).logits[0, :half]
         if (apart := distance(logits, self.logits[:half])) > self.tolerance:
             raise UnsupportedModelError(
                 f"{self.name} is not causal: where tokens that are fed later change, earlier logits part by {apart:.1%}"
@@ -90,7 +96,7 @@ def own_forward(model: nn.Module) -> OwnForward:
         raise
     except Exception as error:  # whatever a family's own code makes of plain tokens
         raise UnsupportedModelError(
-            f"{name} cannot be fed token ids alone: its own forward fails with {type(error).__name__}: {error}"
+            f"{name} {_without_cache(own, ids)}: its own forward fails with {type(error).__name__}: {error}"
         ) from error
     logits = getattr(out, "logits", None)
     if logits is None:
@@ -105,6 +111,17 @@ def own_forward(model: nn.Module) -> OwnForward:
     cache = getattr(cache, "self_attention_cache", cache)
     pairs, windows = _read(name, cache, ids.shape[1])
     return OwnForward(own, ids, other, logits[0], pairs, windows, name)
+
+
+def _without_cache(own: nn.Module, ids: torch.Tensor) -> str:
+    """What a model cannot do that fails when it is fed tokens and asked for its cache."""
+    try:
+        own(input_ids=ids, use_cache=False)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:
+        return "cannot be fed token ids alone"
+    return "reads a text but cannot keep a cache of it"
 
 
 def _read(name: str, cache: Any, tokens: int) -> tuple[tuple[Pair, ...], frozenset[int]]:
@@ -135,8 +152,8 @@ def _read(name: str, cache: Any, tokens: int) -> tuple[tuple[Pair, ...], frozens
         )
     if (most := max(layer.keys.shape[2] for layer in cache.layers)) > tokens:
         raise UnsupportedModelError(
-            f"{name} caches {most} keys of {tokens} tokens: something puts keys of its own before the text's (prefix "
-            f"tuning does), and to evict them has no meaning yet"
+            f"{name} caches {most} keys of {tokens} tokens, more than one of each (prefix tuning puts keys of its own "
+            f"before a text's), and to evict those has no meaning yet"
         )
     odd = [
         i
@@ -151,7 +168,7 @@ def _read(name: str, cache: Any, tokens: int) -> tuple[tuple[Pair, ...], frozens
 
 def _tokens(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Two texts, each (1, 8), whose first halves are the same; without padding, which some models pass over."""
-    table = model.get_input_embeddings()  # type: ignore[operator]
+    table = token_table(model)
     padding = getattr(text_config(model), "pad_token_id", None)
     ids = torch.arange(3, 3 + 8 * _TOKENS, dtype=torch.int64) % table.num_embeddings
     ids = ids[ids != (-1 if padding is None else padding)][: _TOKENS + _TOKENS // 2].to(table.weight.device)

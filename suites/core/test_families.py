@@ -315,7 +315,8 @@ _TINY = {
                 "activation_sparsity_pattern": [0.0] * 4,
                 "laurel_rank": 8,
             },
-            "keeps something else than growing keys in layers|4 calls for its 2 layers|keeps no keys in layers",
+            # transformers 4.57 shares keys through the cache alone
+            "keeps something else than growing keys in layers|keeps no keys in layers|where it keeps no cache",
         ),
     ],
 )

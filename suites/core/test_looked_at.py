@@ -86,12 +86,14 @@ def test_a_window_that_no_call_names_is_seen_in_the_mask():
     torch.testing.assert_close(alone.nll, evaluate(model, ids, keep_ratio=1.0, prune_after=40).nll, rtol=0, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*is evaluated token by token")  # transformers 4.57 has attention of its own there
 @pytest.mark.parametrize("padding", [0, 1, 5])
 def test_positions_that_start_after_the_paddings_are_fed_as_the_model_counts_them(padding):
     model = made("RobertaConfig", is_decoder=True, pad_token_id=padding)
     ids = random_ids(90)[random_ids(90) != padding]
     assert_whole_text_is_its_own_forward(model, ids)
-    assert_methods_agree(model, ids)
+    if transformers.__version__ >= "5":
+        assert_methods_agree(model, ids)
     with pytest.raises(ValueError, match=f"input_ids holds the padding token {padding}"):
         evaluate(model, torch.cat([ids, torch.tensor([padding])]), **HALF)
     with pytest.raises(ValueError, match=f"512 positions, the first {padding + 1} of them not for tokens"):
@@ -104,6 +106,7 @@ def test_a_model_without_positions_needs_none():
     torch.testing.assert_close(evaluate(model, ids, positions="cache", **HALF).nll, absolute.nll, rtol=0, atol=1e-10)
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="Doge of transformers 4.57 sees later tokens under SDPA")
 def test_attention_that_is_called_with_its_mask_by_name_goes_in_one_pass():
     assert_methods_agree(made("DogeConfig", num_key_value_heads=2), random_ids(90))
 
@@ -167,7 +170,7 @@ def test_keys_that_something_puts_before_the_texts_are_refused():
 
     model = Prefixed(tiny_model("llama").config).double().eval()
     for method in ("onepass", "stepwise"):
-        with pytest.raises(UnsupportedModelError, match="caches 13 keys of 8 tokens: something puts keys of its"):
+        with pytest.raises(UnsupportedModelError, match="caches 13 keys of 8 tokens, more than one of each"):
             evaluate(model, random_ids(60), method=method, **HALF)
 
 
@@ -216,7 +219,7 @@ def test_a_model_without_a_cache_of_keys_is_refused(config, arguments):
         warnings.simplefilter("ignore")
         model = made(config, torch.float32, **arguments)
         for method in ("onepass", "stepwise"):
-            with pytest.raises(UnsupportedModelError, match="keeps no cache of keys"):
+            with pytest.raises(UnsupportedModelError, match=r"keeps no cache of keys|than growing keys"):
                 evaluate(model, random_ids(60), method=method, **HALF)
 
 
@@ -242,5 +245,28 @@ def test_a_keep_ratio_may_be_a_tensor_of_one_number(dtype):
 def test_a_model_that_calls_its_attention_otherwise_is_told_how_often():
     model = made("DiffLlamaConfig", num_key_value_heads=2)
     seen = anatomy(model, 60)
-    assert "does not go through transformers' AttentionInterface" in seen.obstacle
-    assert "of its 3 layers do" not in seen.obstacle
+    own_code = "its attention does not go through transformers' AttentionInterface"  # transformers 4
+    assert seen.obstacle in ("its 3 cached layers do not attend once each: 6 calls come from 3 layers", own_code)
+
+
+@pytest.mark.skipif(
+    transformers.__version__ >= "5", reason="transformers 4.57 makes its rotary table as long as its cache"
+)
+def test_a_model_that_cannot_place_a_token_after_few_keys_is_refused():
+    model = made("PhimoeConfig", torch.float32, num_key_value_heads=2, num_local_experts=2)
+    with pytest.raises(UnsupportedModelError, match="cannot place a token at position 63 after 7 keys"):
+        evaluate(model, random_ids(60), **HALF)
+
+
+@pytest.mark.skipif(transformers.__version__ >= "5", reason="transformers 4.57 makes this mask a column too long")
+def test_a_mask_that_is_longer_than_the_keys_hides_none_of_them():
+    model = made("GraniteMoeConfig", num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1)
+    assert assert_methods_agree(model, random_ids(60)).sliding_layers == ()
+
+
+def test_a_model_of_several_token_tables_is_refused():
+    parts = {"num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 32, "hidden_size": 32}
+    config = transformers.MusicgenDecoderConfig(vocab_size=VOCABULARY, num_codebooks=1, **parts)
+    model = transformers.MusicgenForCausalLM(config).eval()
+    with pytest.raises(UnsupportedModelError, match="MusicgenForCausalLM has a ModuleList for its input embeddings"):
+        evaluate(model, random_ids(60), **HALF)

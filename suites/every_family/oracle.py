@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 POSITIONS = ("absolute", "cache")
 
@@ -31,10 +31,14 @@ def prune_after(length: int) -> int:
 
 
 class Oracle:
-    """Losses of one text, (scored,) float64, under every setting; raises `NoAnswerError` where there are none."""
+    """Losses of one text, (scored,) float64, under every setting; raises `NoAnswerError` where there are none.
 
-    def __init__(self, model: Any, ids: torch.Tensor) -> None:
-        self.model, self.ids = model, ids
+    With ``table_changes``, the model's rotary table is another one beyond some position, so that a text fed token by
+    token is not what it is when fed whole: then the former is the measure, as it is of generation.
+    """
+
+    def __init__(self, model: Any, ids: torch.Tensor, *, table_changes: bool = False) -> None:
+        self.model, self.ids, self.table_changes = model, ids, table_changes
         parameters = inspect.signature(model.forward).parameters
         self.cache_name = "cache" if "cache" in parameters else "past_key_values"
         if self.cache_name not in parameters:  # XLNet, OpenAI GPT
@@ -119,22 +123,42 @@ class Oracle:
 
     def _cache(self) -> Any:
         """Phase 1, on a cache on which the model, fed token by token, gives what it gives when fed the whole text."""
-        apart = []
+        reasons = []
         for cache in self._caches():
-            losses = []
-            for step in range(len(self.ids) - 1):
-                if step == self.start:
-                    begun = copy.deepcopy(cache)
-                losses.append(self._losses(self._feed(cache, step, step), self.ids[step + 1 : step + 2]))
+            try:
+                losses, begun = self._fed(cache)
+            except Exception as error:  # a configuration may name windows that its model never reads
+                reasons.append(f"fed token by token it fails with {type(error).__name__}: {error}")
+                continue
             if not getattr(cache, "layers", None) or cache.layers[0].get_seq_length() == 0:
                 raise NoAnswerError("leaves no keys in the cache")
-            if self._agree(torch.cat(losses)):
+            if self._agree(losses):
                 return begun
-            apart.append(float((torch.cat(losses) - self.plain).abs().max()))
-        raise NoAnswerError(f"fed token by token it parts from its own forward by {apart[0]:.1g} nats")
+            if self.table_changes:
+                self.plain = losses
+                return begun
+            apart = float((losses - self.plain).abs().max())
+            reasons.append(f"fed token by token it parts from its own forward by {apart:.1g} nats")
+        raise NoAnswerError(reasons[0])
+
+    def _fed(self, cache: Any) -> tuple[torch.Tensor, Any]:
+        """Losses of the whole text, fed token by token, and the cache as it was after phase 1."""
+        losses = []
+        for step in range(len(self.ids) - 1):
+            if step == self.start:
+                begun = copy.deepcopy(cache)
+            losses.append(self._losses(self._feed(cache, step, step), self.ids[step + 1 : step + 2]))
+        return torch.cat(losses), begun
 
     def _caches(self) -> Sequence[Any]:
-        return [DynamicCache(config=self.model.config), DynamicCache()]
+        configured = DynamicCache(config=self.model.config)
+        config = self.model.config.get_text_config(decoder=True)
+        if not configured.layers:  # transformers 4.57, where num_kv_shared_layers is 0
+            configured.layers = [
+                DynamicSlidingWindowLayer(sliding_window=config.sliding_window) if "sliding" in kind else DynamicLayer()
+                for kind in getattr(config, "layer_types", None) or []
+            ]
+        return [configured, DynamicCache()]
 
     def _check_places(self, cache: Any, step: int) -> None:
         """The next token, at its true position, must not see how many keys there are, nor in which order.

@@ -68,7 +68,7 @@ def _outcome(family: str, variant: str, config: Any) -> Outcome:
         return Outcome(family, variant, "not built", _first_line(failed))
     made = functools.partial(Outcome, family, variant)
     try:
-        oracle: Oracle | None = Oracle(model, ids)
+        oracle: Oracle | None = Oracle(model, ids, table_changes=variant == shrinking.TABLE_CHANGES)
         silent = ""
     except NoAnswerError as error:
         oracle, silent = None, str(error)

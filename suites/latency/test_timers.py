@@ -19,6 +19,7 @@ from knorm_core.latency import MeasurementError, measure_latency
 from knorm_core.latency.generation import generation_schedule
 from knorm_core.latency.quantity import median_interval, quantity
 from knorm_core.latency.rounds import run_rounds
+from knorm_core.methods.anatomy import anatomy
 from suites.families import random_ids
 
 pytestmark = pytest.mark.fast
@@ -161,6 +162,7 @@ class Machine:
             cost = count * self.per_prompt_token if count > 1 else self.per_token + keys * self.per_key
             self.clock.now += cost * self.speed
 
+        anatomy(model, 64)  # looked at once, before anything is timed
         hook = model.register_forward_pre_hook(forward, with_kwargs=True)
         try:
             yield

@@ -13,6 +13,7 @@ import pytest
 
 from knorm_core.inputs.loaded import loaded
 from knorm_core.inputs.models import model_identity
+from knorm_core.methods.anatomy import anatomy
 from knorm_core.sweeps.cells import Cell
 from knorm_core.sweeps.store import Store
 from suites.families import VOCABULARY, random_ids, tiny_model
@@ -54,7 +55,9 @@ def cells_of(tiny_folder):
 @pytest.fixture(scope="session")
 def tiny(tiny_folder):
     """The model that cells of the folder are evaluated with, in this process."""
-    return loaded(tiny_folder).model
+    model = loaded(tiny_folder).model
+    anatomy(model, 128)  # looked at once, whichever test counts passes first
+    return model
 
 
 @pytest.fixture
