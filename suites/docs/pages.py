@@ -34,21 +34,21 @@ class Block:
     @property
     def file(self) -> str | None:
         """The name of the file that the block is."""
-        found = _FILE.fullmatch(self.content.split("\n")[0])
-        return found[1] if found else None
+        match = _FILE.fullmatch(self.content.split("\n")[0])
+        return match[1] if match else None
 
     @property
     def needs(self) -> str | None:
         """What all of the block needs."""
-        found = _NEEDS.match(self.content.split("\n")[0])
-        return found[1] if found else None
+        match = _NEEDS.match(self.content.split("\n")[0])
+        return match[1] if match else None
 
     @property
     def commands(self) -> list[tuple[str, str | None]]:
         """Each command of a block of ``sh``, and what it needs beyond this machine and the package."""
         joined = self.content.replace("\\\n", " ")
         parted = [(line, _NEEDS.search(line)) for line in joined.split("\n") if line.strip()]
-        return [(line[: found.start()] if found else line, found and found[1]) for line, found in parted]
+        return [(line[: match.start()] if match else line, match and match[1]) for line, match in parted]
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"

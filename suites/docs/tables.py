@@ -36,7 +36,7 @@ def breadth(columns: Mapping[str, tuple[str, int, int]]) -> str:
         cells = []
         for policy, sinks, recent in columns.values():
             recent = min(recent, 16) if ratio == "0.1" else recent
-            cells.append(_change(rows[f"{policy} {ratio} {sinks} {recent} []"]))
+            cells.append(_change(rows[f"{policy} {ratio} {sinks} {recent} ()"]))
         lines.append([ratio, *cells])
     return _markdown(lines)
 
@@ -66,9 +66,9 @@ def made_anew(page: Path) -> str:
     text = page.read_text("utf-8")
     for name, make in PAGES[page].items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, found, rest = text.partition(begin)
+        before, begun, rest = text.partition(begin)
         _, ends, after = rest.partition(end)
-        if not (found and ends):
+        if not (begun and ends):
             raise ValueError(f"{page.name} has no place for the table {name}: lines {begin.strip()} and {end}")
         text = f"{before}{begin}{make()}\n{end}{after}"
     return text

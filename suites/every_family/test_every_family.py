@@ -2,7 +2,7 @@
 
 Each variant of each family is asked in every way (row by row, as a table, in a batch, token by token) and held
 to an oracle of its own. What became of each is a golden file per release of transformers, so that a new one shows
-what changed; `python -m suites.every_family` writes what of it is promised into the README.
+what changed; `python -m suites.every_family` writes what of it is promised into the README and the docs.
 """
 
 from __future__ import annotations

@@ -361,7 +361,11 @@ def results(tiny):
         ("divergence", DIVERGENCE, list(divergence(tiny, ids, rows).values())),
         ("choices", CHOICES, list(evaluate_choices(tiny, ids, rows).values())),
         ("flags", FLAG, [True, False]),
-        ("heads", HEAD, [HeadObservation(0, 1, 2, -0.1, math.pi, 1e-300, 0.1 + 0.2, 7.0)]),
+        (
+            "heads",
+            HEAD,
+            [HeadObservation(0, 1, 2, -0.1, math.pi, 1e-300, 0.1 + 0.2, 7.0, *(1 / n for n in range(3, 9)))],
+        ),
     ]
 
 
