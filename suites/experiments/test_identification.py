@@ -81,7 +81,7 @@ def traced_back(model, exact, tokenizer, known, choices, rows, books, long_book)
         yield members, identify(bench, dataclasses.replace(figures, final=final), candidates, known, NOISE)
 
 
-@pytest.mark.fast
+@pytest.mark.full
 def test_every_class_is_traced_back_from_its_table_on_a_tiny_model():
     model, exact = tiny_neox(torch.float32), tiny_neox()
     rows, long = rows_of_articles(), [books()[0][:300], books()[1][:300]]

@@ -123,13 +123,3 @@ def test_what_every_pytest_run_loads_is_light():
     program = "import sys, knorm_core.contract.plugin; print(sorted({'torch', 'numpy', 'rich'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_workers_of_xdist_read_the_arguments_as_the_controller_did(there, repository, pytester):
-    (repository / "tests" / "test_it.py").write_text("import os\ndef test_it(): open('ran', 'a').write('x')\n")
-    if there:
-        (repository / "out").mkdir()
-    result = pytester.runpytest_subprocess("-n", "1", "--knorm-report", "out")
-    result.assert_outcomes(passed=1)
-    assert (repository / "ran").read_text() == "x"
