@@ -197,6 +197,8 @@ def test_an_interrupted_regeneration_leaves_the_old_files_whole(project, how):
         cwd=project.path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "VALUE": "30", "SLEEP": "60"},
         stdout=subprocess.DEVNULL,
+        # A run that was started in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     baselines = project.path / "baselines"
     deadline = time.monotonic() + 60

@@ -44,7 +44,7 @@ def test_a_run_that_pytest_refuses_is_no_success_whatever_an_earlier_one_left(tm
     def soak(*arguments):
         command = [sys.executable, ROOT / "suites/soak/run.py", tmp_path / "results", "--runs", "1", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        options = ["-c", os.devnull, "--rootdir", tmp_path, "-p", "knorm_core.plugin.recorder"]
+        options = ["-c", os.devnull, "--rootdir", tmp_path, "-p", "knorm_core.plugin"]
         return subprocess.run([*command, *options], env=environment, capture_output=True, text=True, cwd=tmp_path)
 
     first = soak(tmp_path / "test_it.py")
