@@ -32,8 +32,9 @@ from knorm_core.results.interval import Interval, per_cent
 EVERY_ROW = (*ROWS, *FURTHER)
 
 # Between AVX-512 and SSE4.2 every perplexity moves by 1e-5, the uncompressed one too; one of 60 evaluations evicted
-# another key, which moved its text by 1e-4, and a table of 32 texts by 3e-6.
-TOLERANCE = 1e-4
+# another key, which moved its text by 1e-4, and a table of 32 texts by 3e-6. Between MKL's products and oneDNN's one
+# row, high norm in the paper's setting (perplexity 722), moved by 4e-4, every other by at most 1e-4.
+TOLERANCE = 1e-3
 
 
 def pytest_generate_tests(metafunc):
