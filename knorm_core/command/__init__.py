@@ -49,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     check = command(
         "check",
-        "hold a compressor or an evaluator of yours against the contract",
+        "hold a compressor, an evaluator or a policy of yours against the contract",
         "knorm check mypkg.mymodule:my_compress",
     )
     check.add_argument("compressor", nargs="?", metavar="MODULE:NAME", help="a compressor of yours")
     check.add_argument("--evaluator", metavar="MODULE:NAME", help="an evaluator of yours")
+    check.add_argument("--policy", metavar="NAME|MODULE:NAME", help="an eviction policy: one by name, or one of yours")
     command("compare", "what moved between two results folders", "knorm compare results/before results/after", False)
     report = command("report", "write the page of a results folder again", "knorm report results")
     report.add_argument("folder", metavar="DIR", help="a results folder, with results.jsonl in it")
@@ -77,10 +78,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     import pytest
 
-    if not (options.compressor or options.evaluator):
-        return _refuse("check", "name a compressor, MODULE:NAME, or --evaluator MODULE:NAME")
-    named = [f"--knorm-compressor={options.compressor}"] if options.compressor else []
-    named += [f"--knorm-evaluator={options.evaluator}"] if options.evaluator else []
+    kinds = ("compressor", "evaluator", "policy")
+    named = [f"--knorm-{kind}={name}" for kind in kinds if (name := getattr(options, kind))]
+    if not named:
+        return _refuse("check", "name a compressor, MODULE:NAME, or --evaluator MODULE:NAME or --policy MODULE:NAME")
     ways = ["--pyargs", "knorm_core.contract", "-q", "--no-header", "-p", "no:cacheprovider"]
     status = pytest.main([*ways, *named])
     return {pytest.ExitCode.OK: 0, pytest.ExitCode.TESTS_FAILED: 1}.get(pytest.ExitCode(status), 2)

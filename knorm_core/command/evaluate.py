@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prune-after", type=int, default=256, metavar="N", help="cache length (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="cut each text to N tokens")
     parser.add_argument(
-        "--positions", default="absolute", metavar="MODE", help="absolute or cache (default: %(default)s)"
+        "--positions", default="absolute", metavar="MODE", help="absolute, cache or rerotated (default: %(default)s)"
     )
     parser.add_argument("--dtype", default="float32", help="precision (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="of torch (default: %(default)s)")
@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from knorm_core.inputs.models import DTYPES, load_model
+    from knorm_core.policy_names import find_policy
 
     if os.getcwd() not in sys.path:  # of a script; a policy of the user's may be there
         sys.path.append(os.getcwd())
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
         ratios = _ratios(options.keep_ratios)
         if options.dtype not in DTYPES:
             raise ValueError(f"--dtype {options.dtype} is not one of {', '.join(DTYPES)}")
+        find_policy(options.policy)  # before a model is loaded, which may take minutes
         import torch
         from transformers.utils import logging
 
@@ -78,10 +80,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _ratios(value: str) -> tuple[float, ...]:
+    from knorm_core.counts import check_keep_ratio
+
     try:
         ratios = {1.0, *map(float, value.split(","))}
     except ValueError:
         raise ValueError(f"--keep-ratios {value} is not a list of numbers such as 0.9,0.5,0.1") from None
+    for ratio in ratios:
+        check_keep_ratio(ratio)
     return tuple(sorted(ratios, reverse=True))
 
 

@@ -140,7 +140,12 @@ def load_texts(
     if not texts:
         fewest, longest = chosen.tokens or (1, _EVER_LONGER)
         kind = f" of {fewest} to {longest} tokens" if longest < _EVER_LONGER else f" of {fewest} tokens or more"
-        raise TextNotFoundError(f"text {name!r} has no sample{kind if chosen.tokens else ' here'}")
+        raise TextNotFoundError(
+            f"text {name!r} has no sample{kind} as this model's tokenizer counts them: choose another set, such as "
+            f"'embedded-breadth', or a text of your own"
+            if chosen.tokens
+            else f"text {name!r} has no sample here"
+        )
     return texts
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from knorm_core.contract.plugin import add_unread
+from knorm_core.contract.plugin import add_unread, of_the_contract
 from knorm_core.plugin.texts import reads, text_sets
 
 #: The fixtures that read an option, to which a conftest may add its own; of what every run reads nothing is said, and
@@ -42,6 +42,8 @@ def unread(items: Iterable[pytest.Item], texts: Iterable[str]) -> list[str]:
     items, named = list(items), set(texts)
     fixtures = {name for item in items for name in getattr(item, "fixturenames", ())}
     options = [option for option, readers in READERS.items() if readers and fixtures.isdisjoint(readers)]
+    if "--knorm-policy" in options and any(map(of_the_contract, items)):
+        options.remove("--knorm-policy")
     if not any(reads(item, named) or named & _parameters(item) for item in items):
         options.append("--knorm-text")
     return options

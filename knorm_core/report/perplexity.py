@@ -78,7 +78,10 @@ def finding(modes: Mapping[str, Sequence[Point]]) -> str:
     for mode, curve in modes.items():
         first = next((point for point in curve if point.keep < 1), None)
         if first is not None:
-            changes.append(f"{_change(first)} with {MODES[mode]} (the estimates {course(curve)})")
+            several = sum(point.keep < 1 for point in curve) > 1
+            changes.append(
+                f"{_change(first)} with {MODES[mode]}{f' (the estimates {course(curve)})' if several else ''}"
+            )
     if first is None:
         return "Nothing was compressed here."
     return f"Keep {keep(first.keep)} changes perplexity by {' and by '.join(changes)}."

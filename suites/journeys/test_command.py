@@ -39,6 +39,8 @@ def test_a_model_and_a_text_of_ones_own_give_a_table(own_model, tmp_path, capsys
         (["eval", "--keep-ratios", "half"], "knorm eval: --keep-ratios half is not a list of numbers"),
         (["eval", "--dtype", "float8"], "knorm eval: --dtype float8 is not one of float64"),
         (["eval", "--model", "no-such-model"], "knorm eval: unknown model 'no-such-model'"),
+        (["eval", "--keep-ratios", "50", "--model", "no-such-model"], "knorm eval: keep_ratio=50.0 is outside (0, 1]"),
+        (["eval", "--policy", "lownorm", "--model", "no-such-model"], "knorm eval: policy='lownorm' is not one of"),
         (["check"], "knorm check: name a compressor, MODULE:NAME"),
         (["report", "no-such-folder"], "knorm report: no results at no-such-folder"),
     ],
@@ -46,6 +48,15 @@ def test_a_model_and_a_text_of_ones_own_give_a_table(own_model, tmp_path, capsys
 def test_what_is_wrong_is_one_sentence_and_status_2(arguments, sentence, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith(sentence)
+
+
+@pytest.mark.parametrize("given", [["mine:f"], ["--evaluator", "mine:f"], ["--policy", "mine:f"]])
+def test_check_takes_a_compressor_an_evaluator_and_a_policy(given, monkeypatch):
+    runs = []
+    monkeypatch.setattr(pytest, "main", lambda arguments: runs.append(arguments) or pytest.ExitCode.TESTS_FAILED)
+    assert main(["check", *given]) == 1
+    kind = given[0].removeprefix("--") if len(given) > 1 else "compressor"
+    assert runs[0][-1] == f"--knorm-{kind}=mine:f"
 
 
 def test_a_text_that_is_not_there_is_named(own_model, capsys):

@@ -119,6 +119,15 @@ def test_nothing_is_said_of_options_that_are_read_or_stand_in_the_environment(ru
     assert "without effect" not in result.stdout.str()
 
 
+def test_the_contract_reads_the_policy_beside_the_plugin_of_tables(pytester, monkeypatch):
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    pytester.makeconftest('pytest_plugins = ["knorm_core.plugin"]')
+    given = ["--knorm-policy=newest", "--knorm-examples=1", "-k", "scores_can_be_ranked"]
+    result = pytester.runpytest_inprocess("--pyargs", "knorm_core.contract", *given, "-p", "no:cacheprovider")
+    assert result.ret == 0
+    assert "without effect" not in result.stdout.str()
+
+
 def test_every_option_is_read_by_a_fixture_or_by_every_run(pytestconfig):
     options = {option.names()[0] for option in pytestconfig._parser.getgroup("knorm").options}
     by_every_run = {"--knorm-report", "--knorm-progress"}

@@ -42,6 +42,9 @@ def test_perplexity_says_which_way_each_curve_goes():
     assert "+10 % with positions from the cache length (the estimates rise at every step down)" in perplexity.finding(
         {"cache": curve(20, 22, 24, 30)}
     )
+    assert perplexity.finding({"cache": curve(20, 22, 24, 30)[:2]}) == (
+        "Keep 0.9 changes perplexity by +10 % with positions from the cache length."
+    )
     unsure = curve(4, 5, 6, 7, low=0.9, high=2)
     assert perplexity.finding({"cache": unsure}).startswith(
         "Keep 0.9 changes perplexity by +25 % [−10, +100], an interval that holds no change, with positions"
