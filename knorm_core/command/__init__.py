@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["compare"]:  # which has a parser of its own
         from knorm_core.compare.__main__ import main as compare
 
-        return compare(arguments[1:])
+        return compare(arguments[1:], typed="knorm compare")
     options = parser.parse_args(arguments)
     return _RUN[options.command](options)
 

@@ -36,10 +36,10 @@ class Block(NamedTuple):
     none: str
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print, write; return the exit status."""
+def main(arguments: Sequence[str] | None = None, typed: str = "python -m knorm_core.compare") -> int:
+    """Compare, print, write; return the exit status. ``typed`` is the command's name, for its help and errors."""
     parser = argparse.ArgumentParser(
-        prog="python -m knorm_core.compare",
+        prog=typed,
         description="What moved between two results folders (pytest --knorm-report DIR writes one): versions and "
         "machine, numbers cell by cell, tables that only one has, and verdicts that flipped.",
         epilog=_EPILOG,
@@ -137,7 +137,8 @@ def _print(comparison: Comparison, out: Path | None) -> None:
         if len(block.rows) > _MOST_ROWS:
             where = f"{out} has them all" if out else "--out FILE writes them all"
             console.print(f"and {len(block.rows) - _MOST_ROWS} more; {where}", highlight=False, markup=False)
-    console.print(_summary(comparison), highlight=False, soft_wrap=True)
+    if comparison.common:  # "0 cells moved" would read as a result
+        console.print(_summary(comparison), highlight=False, soft_wrap=True)
 
 
 def _summary(comparison: Comparison) -> str:

@@ -78,25 +78,23 @@ def finding(modes: Mapping[str, Sequence[Point]]) -> str:
     for mode, curve in modes.items():
         first = next((point for point in curve if point.keep < 1), None)
         if first is not None:
-            several = sum(point.keep < 1 for point in curve) > 1
-            changes.append(
-                f"{_change(first)} with {MODES[mode]}{f' (the estimates {course(curve)})' if several else ''}"
-            )
+            way = course(curve)
+            changes.append(f"{_change(first)} with {MODES[mode]}{f' (the estimates {way})' if way else ''}")
     if first is None:
         return "Nothing was compressed here."
     return f"Keep {keep(first.keep)} changes perplexity by {' and by '.join(changes)}."
 
 
 def course(curve: Sequence[Point]) -> str:
-    """Which way the estimates go as the keep ratio falls below 1.
+    """Which way the estimates go as the keep ratio falls below 1; empty where there is only one.
 
     >>> def of(*ppl): return [Point(k, p, Interval.exact(p)) for k, p in zip((1.0, 0.9, 0.5, 0.1), ppl)]
     >>> course(of(1, 2, 3, 4)), course(of(1, 4, 3, 2)), course(of(1, 3, 2, 4))
     ('rise at every step down', 'fall at every step down', 'are worst at keep 0.1 and best at 0.5')
     """
     below = [point for point in curve if point.keep < 1]
-    if len(below) == 1:
-        return "are of one ratio"
+    if len(below) < 2:
+        return ""
     if all(lower.ppl > higher.ppl for higher, lower in pairwise(below)):
         return "rise at every step down"
     if all(lower.ppl < higher.ppl for higher, lower in pairwise(below)):
