@@ -121,6 +121,9 @@ def embedded_model_on_gpu() -> LoadedModel:
 
 
 def _load_or_fail(name: str, dtype: str, device: str) -> LoadedModel:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading weights, which pytest would show below a failure
     try:
         return LoadedModel(name, *loaded(name, dtype, device), dtype=dtype)
     except ModelNotFoundError as error:
