@@ -64,6 +64,7 @@ _EVEN_IF_NONE = (
 _LATENT = {"num_key_value_heads": 4, "head_dim": 4}
 _MAMBA = {"mamba_d_head": 16, "mamba_expand": 2}
 _HYBRID = [LINEAR, FULL, LINEAR] if transformers.__version__ >= "5" else ["mamba", "attention", "mamba"]
+_DBRX_WIDTH = {"hidden_size": 32} if transformers.__version__ >= "5" else {}  # transformers 4 takes d_model alone
 _ZAMBA = {"attention_hidden_size": 64, "attention_head_dim": 16}
 
 # What the shrinking by name leaves wrong: family -> arguments of its configuration.
@@ -100,7 +101,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "musicgen_melody": {"num_codebooks": 1},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0},
-        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, **_DBRX_WIDTH},
     },
 }
 
