@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from knorm_core.policy_names import find_policy
+from suites.human_texts import human_or_embedded
 from suites.policies.compared import COMPARED, CONTROLS, TEXTS
 
 pytestmark = [pytest.mark.policies, pytest.mark.xdist_group("policies")]
@@ -20,14 +21,7 @@ TOLERANCE = 1e-4  # as for the other tables of many texts in float32
 @pytest.fixture(scope="session")
 def text_set_and_notes(many_texts):
     """Human texts, or, where neither a mirror nor the hub has them, the embedded ones and a note that says so."""
-    try:
-        many_texts(HUMAN)
-    except pytest.fail.Exception as missing:
-        return EMBEDDED, [
-            f"No human texts here ({missing}). These texts were written for this project and are harder than human "
-            f"ones: they pin regressions, and say nothing of which policy is better."
-        ]
-    return HUMAN, []
+    return human_or_embedded(many_texts, HUMAN, EMBEDDED)
 
 
 @pytest.mark.parametrize("name", COMPARED)
