@@ -87,7 +87,16 @@ def load_model(
 @contextlib.contextmanager
 def _default_device_cpu() -> Iterator[None]:
     """Load with the CPU as the default device, whatever default (such as "meta") the caller has set."""
-    if torch.get_default_device().type == "cpu":  # the rule; the context slows every call of torch down
+    try:
+        default = torch.get_default_device().type
+    except AttributeError:  # torch 2.6, once a default was set and taken back; transformers asks for it, too
+        torch.set_default_device("cpu")
+        try:
+            yield
+        finally:
+            torch.set_default_device(None)
+        return
+    if default == "cpu":  # the rule; the context slows every call of torch down
         yield
     else:
         with torch.device("cpu"):
