@@ -52,7 +52,7 @@ def _numbers(layer):
 def test_norms_of_the_first_tokens_match_the_baseline(layers, texts_and_notes, check_rows, show_table):
     name, texts, notes = texts_and_notes
     show_table(
-        f"Gemma 3 270M: the first token's key norm over the median of later ones, {name}, {TEXTS} texts",
+        f"Gemma 3 270M: BOS's key norm over the median of later ones, {name}, {len(texts[:TEXTS])} of its texts",
         [
             {
                 "layer": layer.layer,
