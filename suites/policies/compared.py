@@ -11,7 +11,7 @@ NOT_COMPARED = {
     "high_norm": "low_norm's score, inverted: a row of low_norm's table",
     "random": "a control of every table",
     "newest": "a control of every table",
-    "q_filters": "it is fitted to a model first, by `fit_q_filters`, and the fitted policy is compared by whoever fits it",
+    "q_filters": "fitted to a model first (`fit_q_filters`), and compared by whoever fits it",
 }
 COMPARED = tuple(name for name in POLICIES if name not in NOT_COMPARED)
 
