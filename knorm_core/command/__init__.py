@@ -83,6 +83,8 @@ def _check(options: argparse.Namespace) -> int:
     if not named:
         return _refuse("check", "name a compressor, MODULE:NAME, or --evaluator MODULE:NAME or --policy MODULE:NAME")
     ways = ["--pyargs", "knorm_core.contract", "-q", "--no-header", "-p", "no:cacheprovider"]
+    # Of an installed package that has a plugin pytest would rewrite the asserts, had this command not imported it.
+    ways += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     status = pytest.main([*ways, *named])
     return {pytest.ExitCode.OK: 0, pytest.ExitCode.TESTS_FAILED: 1}.get(pytest.ExitCode(status), 2)
 

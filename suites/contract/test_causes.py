@@ -48,7 +48,7 @@ def kept(keys: torch.Tensor, keep_ratio: float) -> int:
     return kept_count(keys.shape[2], keep_ratio) if 0 < keep_ratio <= 1 else keys.shape[2]
 
 
-@pytest.mark.fast
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("refuses", "claim"),
     [
@@ -69,13 +69,13 @@ def test_an_exception_that_repeats_is_one_finding_that_names_the_claim(refuses: 
     assert check_compressor(limited(refuses), eval(finding.claim.split(" says ")[0], {"Claims": Claims})) == []
 
 
-@pytest.mark.fast
+@pytest.mark.full
 def test_a_compressor_without_the_arguments_is_one_finding() -> None:
     [finding] = check_compressor(lambda past, keep_ratio: l2_compress(past, keep_ratio, prune_after=1))
     assert finding.claim.startswith("Claims(threshold=False, skip_layers=False) ")
 
 
-@pytest.mark.fast
+@pytest.mark.full
 def test_repeated_kv_heads_are_one_finding_and_not_a_crash() -> None:
     def repeats(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
         compressed = l2_compress(past, keep_ratio, prune_after, skip_layers)
@@ -88,7 +88,7 @@ def test_repeated_kv_heads_are_one_finding_and_not_a_crash() -> None:
     assert not [other for other in others if other.crash]
 
 
-@pytest.mark.fast
+@pytest.mark.full
 def test_what_cannot_be_called_at_all_is_one_finding_and_the_rest_is_skipped() -> None:
     broken = as_compressor(limited(lambda past, ratio: True))
     [finding] = check_compressor(broken)
@@ -98,7 +98,7 @@ def test_what_cannot_be_called_at_all_is_one_finding_and_the_rest_is_skipped() -
         order(broken)
 
 
-@pytest.mark.fast
+@pytest.mark.full
 def test_protected_tokens_are_one_finding_that_counts_them() -> None:
     def protects(keys: torch.Tensor, values: torch.Tensor, kept: int) -> Any:
         norms = keys.double().norm(dim=-1)
@@ -163,7 +163,7 @@ EXPLAINED = [
 IDS = ["order of steps", "order of steps, layer 0 skipped", "drift", "threshold", "no layer skipped"]
 
 
-@pytest.mark.fast
+@pytest.mark.full
 @pytest.mark.parametrize(("evaluator", "claims", "check", "cause"), EXPLAINED, ids=IDS)
 def test_one_cause_is_named_by_one_check(evaluator: Any, claims: Any, check: str, cause: str) -> None:
     counterexamples = diagnose(as_evaluator(evaluator, EvaluatorClaims(**claims))).counterexamples
@@ -179,7 +179,7 @@ def test_one_cause_is_one_finding(evaluator: Any, claims: Any, check: str, cause
     assert [finding.check for finding in findings if finding.check not in OTHERS] == [check]
 
 
-@pytest.mark.fast
+@pytest.mark.full
 def test_two_causes_at_once_are_two_findings_that_name_both() -> None:
     evaluator = loop(feeds_first=True, drift=True)
     counterexamples = diagnose(as_evaluator(evaluator)).counterexamples
@@ -189,12 +189,12 @@ def test_two_causes_at_once_are_two_findings_that_name_both() -> None:
         assert "after feeding a token instead of before" in counterexample.broken.got
 
 
-@pytest.mark.fast
+@pytest.mark.full
 def test_a_sound_loop_has_no_cause() -> None:
     assert not diagnose(as_evaluator(loop())).counterexamples
 
 
-@pytest.mark.fast
+@pytest.mark.full
 def test_the_paper_s_function_has_at_most_twelve_findings_all_of_different_checks() -> None:
     def paper(
         past_key_values: Any, keep_ratio: float = 1, prune_after: int = 2048, skip_layers: Any = (), **_: Any

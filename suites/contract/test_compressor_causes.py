@@ -12,7 +12,7 @@ import torch
 from knorm_core import l2_compress
 from knorm_core.contract import Claims, Finding, as_compressor, check_compressor, each_layer, for_budget, searching
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.full
 
 #: A compressor of one layer, by key norm, that leaves ties and NaN to torch.
 BY_NORM = Claims(threshold=False, skip_layers=False, ties=False, rounded=False, float32_norms=False, refuses_nan=False)

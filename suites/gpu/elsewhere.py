@@ -63,6 +63,8 @@ def install() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME)
+    # What torch.autocast asks of a device before it is switched on or off there.
+    getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]
     for namespace in ("aten", "_"):
         _libraries.append(torch.library.Library(namespace, "IMPL"))
     for name in _OPERATORS:

@@ -19,7 +19,7 @@ from suites.kills_and_damage.killed import killed_at
 from suites.kills_and_damage.project import PROJECT, run_pytest, write_files
 
 pytestmark = [pytest.mark.faults_injected, pytest.mark.xdist_group("kills")]
-fast = pytest.mark.fast
+full = pytest.mark.full
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +61,7 @@ def other_file_system(tmp_path):
     shutil.rmtree(folder)
 
 
-@fast
+@full
 def test_another_hosts_staging_folder_is_left_alone_and_named(project):
     other = project.baselines / f"{regeneration.STAGING}elsewhere-0123456789abcdef-999999999-0a"
     other.mkdir()
@@ -72,7 +72,7 @@ def test_another_hosts_staging_folder_is_left_alone_and_named(project):
     assert f"{other.name} belongs to a run on another host, boot or container" in output.replace("\n", "")
 
 
-@fast
+@full
 def test_a_staging_folder_of_a_process_of_this_host_that_has_ended_is_removed(project):
     identity = regeneration._identity()
     dead = project.baselines / f"{regeneration.STAGING}{identity}-999999999-0a"
@@ -104,7 +104,7 @@ MEDDLES = """
 """
 
 
-@fast
+@full
 @pytest.mark.parametrize(
     ("meddle", "sentence"),
     [
@@ -128,7 +128,7 @@ def test_a_staging_folder_that_is_not_as_the_tests_left_it_is_not_accepted(meddl
     assert project.run(20)[0] == pytest.ExitCode.OK
 
 
-@fast
+@full
 def test_two_tests_that_stage_one_name_are_not_accepted(project):
     twice = PROJECT["test_it.py"].replace('f"m/{table}/ppl"', '"m/a/ppl"').replace("12.5", '12.5 + (table == "b")')
     (project.folder / "test_it.py").write_text(twice)
@@ -139,7 +139,7 @@ def test_two_tests_that_stage_one_name_are_not_accepted(project):
     assert project.files() == before
 
 
-@fast
+@full
 def test_baselines_linked_to_another_file_system_are_regenerated_and_stay_there(project, other_file_system):
     shutil.move(project.baselines / "m", other_file_system / "m")
     (project.baselines / "m").symlink_to(other_file_system / "m")
@@ -150,7 +150,7 @@ def test_baselines_linked_to_another_file_system_are_regenerated_and_stay_there(
     assert names == ["ppl.csv", "ppl.csv", "ppl.yml", "ppl.yml"]  # and no copy is left
 
 
-@fast
+@full
 def test_a_move_to_another_file_system_killed_at_any_change_is_finished_by_the_next(tmp_path, other_file_system):
     old, new = {"m/a.csv": "old", "m/b.csv": "old"}, {"m/a.csv": "new", "m/b.csv": "new"}
     change, outcomes, dies = 0, [], True
@@ -170,7 +170,7 @@ def test_a_move_to_another_file_system_killed_at_any_change_is_finished_by_the_n
     assert len(outcomes) > 6
 
 
-@fast
+@full
 def test_accepted_baselines_that_cannot_be_moved_refuse_every_run_in_a_sentence_until_they_can(project):
     write_files(project.baselines / all_or_nothing.ACCEPTED, {"m/a/ppl.csv": "new", "broken/x.csv": "new"})
     (project.baselines / "broken").symlink_to("nowhere")
@@ -200,7 +200,7 @@ def open_project():
         yield project
 
 
-@fast
+@full
 def test_a_user_without_name_and_home_can_test_and_regenerate(open_project, monkeypatch):
     monkeypatch.delenv("KNORM_STORE", raising=False)
     monkeypatch.delenv("KNORM_CACHE", raising=False)
@@ -210,7 +210,7 @@ def test_a_user_without_name_and_home_can_test_and_regenerate(open_project, monk
     assert code == pytest.ExitCode.OK, output
 
 
-@fast
+@full
 @pytest.mark.parametrize("place", ["baselines", "baselines/m/a"])
 def test_baselines_that_cannot_be_written_are_a_sentence_before_anything_runs(place, project):
     (project.folder / place).chmod(0o555)

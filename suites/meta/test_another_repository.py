@@ -21,7 +21,7 @@ from knorm_core.results.records import Results, Table
 from suites.claims.recorded import BASELINES, recorded_tables
 from suites.hub.content import tokenizer_files
 
-pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("pytester")]
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("pytester")]
 pytest_plugins = ["pytester"]
 
 TABLE = """

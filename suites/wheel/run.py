@@ -1,15 +1,15 @@
-"""Use the installed wheel from an empty folder: ``python suites/wheel/run.py FOLDER`` (``tox -e wheel``).
+"""Use the installed wheel from an empty folder: ``python suites/wheel/run.py`` (``tox -e wheel``).
 
-Nothing of the checkout is on the path. The command and the contract are run as a user would run them, and what
+Nothing of the checkout is on the path, nor above the folder, where pytest would read its configuration. The command and the contract are run as a user would run them, and what
 only this repository's suites need must not have come with the package.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,8 +39,6 @@ COMMANDS: Sequence[tuple[Sequence[str], int, str]] = (
 
 def main(folder: Path) -> None:
     """Run every command in an empty folder; exit with the first that does not do what it should."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     (folder / "mine.py").write_text(textwrap.dedent(MINE), encoding="utf-8")
     came = [name for name in NOT_A_USERS if importlib.util.find_spec(name)]
     if came:
@@ -63,4 +61,5 @@ def _run(folder: Path, command: Sequence[str], status: int, holds: str) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    with tempfile.TemporaryDirectory() as empty:
+        main(Path(empty).resolve())
