@@ -1,7 +1,7 @@
 """Use the installed wheel from an empty folder: ``python suites/wheel/run.py`` (``tox -e wheel``).
 
-Nothing of the checkout is on the path, nor above the folder, where pytest would read its configuration. The command and the contract are run as a user would run them, and what
-only this repository's suites need must not have come with the package.
+Nothing of the checkout is on the path, nor above the folder, where pytest would read its configuration. The command and
+the contract are run as a user would run them, and what only this repository's suites need must not have come along.
 """
 
 from __future__ import annotations
