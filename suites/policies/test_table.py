@@ -10,7 +10,7 @@ import torch
 
 from knorm_core.policy_names import find_policy
 from suites.human_texts import human_or_embedded
-from suites.policies.compared import COMPARED, CONTROLS, TEXTS
+from suites.policies.compared import COMPARED, CONTROLS, TEXTS, ratios
 
 pytestmark = [pytest.mark.policies, pytest.mark.xdist_group("policies")]
 
@@ -29,7 +29,7 @@ def test_a_policy_beside_its_controls_matches_the_baseline(
     name, text_set_and_notes, policy_table, many_texts, single_precision, golden
 ):
     text_set, notes = text_set_and_notes
-    made = policy_table(text_set, find_policy(name), tuple(CONTROLS), CONTROLS, limit=TEXTS, notes=notes)
+    made = policy_table(text_set, find_policy(name), ratios(name), CONTROLS, limit=TEXTS, notes=notes)
     if single_precision.dtype != torch.float32 or len(many_texts(text_set)) < TEXTS:
         pytest.skip(f"the baseline is of {TEXTS} texts in float32: the table is shown at the end and not compared")
     golden.check(made.name, made.rows, key=["control", "keep_ratio"], made_from=made.made_from, rtol=TOLERANCE)
