@@ -56,10 +56,12 @@ def test_the_first_run_compares_nothing_the_second_makes_baselines_and_the_third
     assert first.stdout.count("The report claims 1.0: 75.03, 0.9: 84.55 (+13%), 0.5: 89.41 (+19%)") == 4
     assert first.stdout.count("The report claims 1.0: 39.72, 0.9: 57.48 (+45%), 0.5: 50.59 (+27%)") == 2
     assert first.stdout.count("No baseline yet: these numbers were compared with nothing.") == 6
-    # Six tables, their paired ratios, and one of rows against the report's.
-    assert re.search(r"SKIPPED \[13\] .*no baseline yet, so nothing was compared", first.stdout)
+    # Six tables and their paired ratios.
+    skipped = re.findall(r"SKIPPED \[(\d+)\] .*no baseline yet, so nothing was compared", first.stdout)
+    assert sum(map(int, skipped)) == 12
     assert not list(tmp_path.glob("baselines/**/*.csv"))
-    assert {verdict.verdict for verdict in verdicts_on_cells(tmp_path)} <= {"reproduced", "explained", "refuted"}
+    # All of them were measured, on fewer texts than a verdict takes.
+    assert {verdict.verdict for verdict in verdicts_on_cells(tmp_path)} == {"open"}
 
     hub.stop()  # from here on without a network
     second = experiment("--force-regen")
@@ -69,7 +71,7 @@ def test_the_first_run_compares_nothing_the_second_makes_baselines_and_the_third
     third = experiment()
     assert third.returncode == 0, third.stdout + third.stderr
     assert "o baseline" not in third.stdout
-    assert passed(third) == passed(first) + 13
+    assert passed(third) == passed(first) + 12
     assert tables(third) == tables(first)
 
 
