@@ -20,7 +20,7 @@ from knorm_core.contract import (
 )
 from knorm_core.contract.checks import Check
 from knorm_core.contract.policy_peeks import peeks
-from knorm_core.policies import POLICIES, TOVA, LowNorm, SnapKV
+from knorm_core.policies import TOVA, LowNorm, SnapKV
 from knorm_core.policy import Policy
 from suites.core import own_policies
 
@@ -33,13 +33,7 @@ COUNTER = 0
 LOADED: list[torch.Tensor] = []
 
 
-# Unfitted Q-Filters are refused, and fitted ones are for one model.
-FITTED = {"q_filters"}
-
-
-@parametrize_with_policy_checks(
-    *sorted(POLICIES.keys() - FITTED), own_policies.TOVA(), own_policies.Decayed(), own_policies.ThreeQueries()
-)
+@parametrize_with_policy_checks("low_norm", own_policies.TOVA(), own_policies.Decayed(), own_policies.ThreeQueries())
 def test_policies_keep_the_contract(policy: Any, check: Check) -> None:
     with searching(examples=6):
         check(policy)

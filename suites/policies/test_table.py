@@ -15,7 +15,7 @@ from suites.policies.compared import COMPARED, CONTROLS, TEXTS, ratios
 pytestmark = [pytest.mark.policies, pytest.mark.xdist_group("policies")]
 
 HUMAN, EMBEDDED = "wikitext-breadth", "embedded-breadth"
-TOLERANCE = 1e-4  # as for the other tables of many texts in float32
+TOLERANCE = 1e-3  # as for the other tables of many texts in float32
 
 
 @pytest.fixture(scope="session")
