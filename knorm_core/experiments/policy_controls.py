@@ -22,11 +22,10 @@ from knorm_core.experiments.controls import averaged, pooled
 from knorm_core.experiments.intervals import detectable_change, perplexity_ratio
 from knorm_core.policies import LowNorm, Newest, Random
 from knorm_core.policy import READS, Policy, Seen
+from knorm_core.results.records import ITSELF
 
 #: What a policy is compared with, in the order of a table.
 CONTROLS = ("newest", "random", "permuted", "inverted")
-#: What the policy's own row has for its control.
-ITSELF = "itself"
 
 Controls = Sequence[str] | Mapping[float, Sequence[str]]
 

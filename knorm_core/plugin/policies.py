@@ -12,7 +12,7 @@ from knorm_core.evaluation import Evaluation
 from knorm_core.experiments.breadth import RATIOS
 from knorm_core.experiments.controls import averaged, shown_change
 from knorm_core.experiments.intervals import precision
-from knorm_core.experiments.policy_controls import CONTROLS, ITSELF, UNCOMPRESSED, Controls, PolicyRow, every_row, table
+from knorm_core.experiments.policy_controls import CONTROLS, UNCOMPRESSED, Controls, PolicyRow, every_row, table
 from knorm_core.inputs.texts import Text
 from knorm_core.plugin.inputs import LoadedModel, made_from
 from knorm_core.policies import POLICIES
@@ -20,6 +20,7 @@ from knorm_core.policy import Policy
 from knorm_core.policy_names import find_policy, policy_identity, policy_label
 from knorm_core.report.policies import sentences
 from knorm_core.results.interval import Interval
+from knorm_core.results.records import ITSELF
 
 _GIVEN = "given_policy"  # a test that asks for this fixture is about the policy of the command line
 

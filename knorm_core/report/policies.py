@@ -10,7 +10,7 @@ from knorm_core.report.section import Absent, Figure, Panel, Section, as_recorde
 from knorm_core.report.svg import draw
 from knorm_core.report.words import about, keep, listed
 from knorm_core.results.interval import Interval, per_cent
-from knorm_core.results.records import Results, Table, TableRow
+from knorm_core.results.records import ITSELF, Results, Table, TableRow
 
 #: The controls that the sentence is about.
 _BEATEN = {
@@ -18,8 +18,6 @@ _BEATEN = {
     "random": "keeping the first {sinks} and random ones",
 }
 _NUMBERS = {4: "four"}
-#: What the policy's own row has for its control.
-ITSELF = "itself"
 
 
 def section(results: Results) -> Section:

@@ -53,6 +53,8 @@ _LIMITS = 10
 
 #: in what a table was made from: the size of the model's vocabulary, beside which its perplexity is to be seen
 VOCABULARY = "vocabulary"
+#: What a policy's own row has for its control, in a table of a policy beside its controls.
+ITSELF = "itself"
 
 TableRow = Mapping[str, Any]
 TableRows = Sequence[TableRow]

@@ -93,6 +93,14 @@ def test_random_with_sinks_beats_low_norm_where_the_readme_says_so_and_nowhere_e
     assert beaten == {"0.9": True, "0.5": True, "0.1": False}
 
 
+def test_of_the_policies_on_human_texts_the_newest_tokens_beat_the_one_that_the_findings_name():
+    policies = {
+        path.stem: _rows(f"wikitext-breadth/{path.stem}") for path in MODEL.glob("wikitext-breadth/policy-*.csv")
+    }
+    beaten = [name for name, rows in policies.items() if rows["newest 0.9"]["against_low"] > 1]
+    assert (len(policies), beaten) == (8, ["policy-low_norm"])
+
+
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_within_the_repository_leads_to_a_file(page):
     text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas
 
-from knorm_core.report.policies import ITSELF, policy_of, verdict
+from knorm_core.report.policies import policy_of, verdict
 from knorm_core.results.interval import Interval
+from knorm_core.results.records import ITSELF
 from suites.policies.compared import COMPARED, CONTROLS, NOT_COMPARED
 
 ROOT = Path(__file__).parents[2]
