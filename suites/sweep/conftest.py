@@ -14,8 +14,10 @@ import pytest
 from knorm_core.inputs.loaded import loaded
 from knorm_core.inputs.models import model_identity
 from knorm_core.methods.anatomy import anatomy
+from knorm_core.sweeps import store as store_module
 from knorm_core.sweeps.cells import Cell
 from knorm_core.sweeps.store import Store
+from knorm_core.sweeps.store_file import open_file
 from suites.families import VOCABULARY, random_ids, tiny_model
 from suites.sweep.numbered import damage_page_of, in_the_file, put
 
@@ -87,15 +89,33 @@ def reproduction(tiny_folder, tmp_path):
 
 
 @pytest.fixture
+def without_waiting(monkeypatch):
+    """Stores do not wait until the disk has a result, which takes 20 ms: only a test that cuts the power could tell."""
+
+    def opened(path):
+        file = open_file(path)
+        file.execute("PRAGMA synchronous=OFF")
+        return file
+
+    monkeypatch.setattr(store_module, "open_file", opened)
+
+
+@pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "some folder" / "résultats.sqlite")
 
 
 @pytest.fixture
-def damaged(store):
-    """A store of 200 results of which two pages are damaged, and the numbers of those that are whole."""
+def filled(store):
+    """A store of 200 results."""
     put(store, *range(200))
-    damage_page_of(store, 30, 4096)
-    whole = in_the_file(damage_page_of(store, 100, 4096), range(200))
+    return Store(store.path)  # which has not looked at the file yet
+
+
+@pytest.fixture
+def damaged(filled):
+    """A store of 200 results of which two pages are damaged, and the numbers of those that are whole."""
+    damage_page_of(filled, 30, 4096)
+    whole = in_the_file(damage_page_of(filled, 100, 4096), range(200))
     assert 180 < len(whole) < 200
-    return Store(store.path), whole  # which has not looked at the file yet
+    return filled, whole

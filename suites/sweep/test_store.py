@@ -17,7 +17,7 @@ from knorm_core.sweeps import salvage, store_file
 from knorm_core.sweeps.store import Store, StoreWarning, canonical, store_of
 from suites.sweep.numbered import damage_page_of, get, in_the_file, inputs, page_of, put, quietly, value
 
-pytestmark = pytest.mark.fast
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("without_waiting")]
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +62,12 @@ def test_an_option_or_the_environment_names_the_store(tmp_path, monkeypatch):
     assert store_of(str(tmp_path / "x.sqlite")).path == tmp_path / "x.sqlite"
     with pytest.raises(ValueError, match=r"'notes.txt': the name of a store ends in .sqlite"):
         store_of("notes.txt")
+
+
+def test_a_result_is_on_the_disk_when_it_is_stored(tmp_path):
+    extra = 3  # https://www.sqlite.org/pragma.html#pragma_synchronous
+    with contextlib.closing(store_file.open_file(tmp_path / "any.sqlite")) as file:
+        assert file.execute("PRAGMA synchronous").fetchone() == (extra,)
 
 
 # --- damage
@@ -166,15 +172,13 @@ def test_beside_a_damaged_page_everything_else_is_kept(damaged):
 
 @pytest.mark.parametrize("rank", [3, 100, 198])
 @pytest.mark.parametrize("bit", [0x40, 0x80])
-def test_a_key_out_of_order_costs_its_own_entry_alone(store, rank, bit):
-    put(store, *range(200))
+def test_a_key_out_of_order_costs_its_own_entry_alone(filled, rank, bit):
     keys = sorted((hashlib.sha256(canonical(inputs(number)).encode()).hexdigest(), number) for number in range(200))
     key, number = keys[rank]
-    content = bytearray(store.path.read_bytes())
+    content = bytearray(filled.path.read_bytes())
     content[content.index(key.encode())] ^= bit
-    store.path.write_bytes(content)
-    again = Store(store.path)
-    saved, said = quietly(lambda: [number for number in range(200) if get(again, number) == value(number)])
+    filled.path.write_bytes(content)
+    saved, said = quietly(lambda: [number for number in range(200) if get(filled, number) == value(number)])
     assert set(range(200)) - set(saved) == {number}
     assert "a new store has the 199 results that were whole" in said[0]
 

@@ -91,12 +91,15 @@ def test_a_store_that_is_deleted_again_and_again_goes_on_storing(store):
         _, sentences = quietly(put, store, *range(40))
         tell(len(sentences) + 1000 * store._writes)
 
+    begin = time.monotonic()
+    put(store, *range(3))
+    pause = time.monotonic() - begin  # longer than this disk takes for a result: no store could keep up with less
     writers = [Process(write) for _ in range(4)]
     running = list(writers)
     while running:
         for path in (store.path, Path(f"{store.path}-journal")):
             path.unlink(missing_ok=True)
-        time.sleep(0.01)
+        time.sleep(pause)
         running = [writer for writer in running if not writer.has_told()]
     assert [writer.end() for writer in writers] == [(0, [1000])] * 4
     put(store, 1)
