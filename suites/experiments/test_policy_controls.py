@@ -41,7 +41,7 @@ def test_what_is_made_of_a_policy_is_a_policy(policy):
     for made in (Inverted(policy), Permuted(policy, sinks=4, seed=3)):
         assert find_policy(made) is made
         assert (made.query_window, made.recent, made.observes) == (policy.query_window, policy.recent, policy.observes)
-        with searching(examples=6):
+        with searching(examples=3):
             assert [finding.check for finding in check_policy(made)] == []
 
 
