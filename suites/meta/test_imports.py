@@ -6,8 +6,12 @@ Read from the source, so an import within a function or for type checkers alone 
 from __future__ import annotations
 
 import ast
+import configparser
 import functools
 import graphlib
+import importlib.metadata
+import itertools
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -120,6 +124,37 @@ def test_the_core_stands_on_torch_transformers_and_numpy_alone() -> None:
         for module, other in IMPORTS
         if place(module) in CORE and other.split(".")[0] not in allowed
     }
+    assert not wrong
+
+
+# What datasets, jinja2, transformers and pytest have always brought along; and kvpress, whose presses a user brings.
+BROUGHT_ALONG = {"pyarrow", "markupsafe", "tokenizers", "packaging", "kvpress"}
+
+
+def declared(*names: str) -> set[str]:
+    """Packages that pyproject.toml and, for the suites' environments, tox.ini name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    requirements = list(itertools.chain(project["dependencies"], *project["optional-dependencies"].values()))
+    if "tox" in names:
+        tox = configparser.RawConfigParser(inline_comment_prefixes="#")
+        tox.read(ROOT / "tox.ini", encoding="utf-8")
+        requirements += [line for section in tox.values() for line in section.get("deps", "").split("\n")]
+        requirements += re.findall(r"--no-deps ([\w-]+)==", (ROOT / "tox.ini").read_text("utf-8"))
+    matches = [re.match(r"[\w.-]+", requirement.strip()) for requirement in requirements]
+    return {match[0].lower().replace("_", "-") for match in matches if match}
+
+
+@pytest.mark.parametrize(("folder", "files"), [("knorm_core", []), ("suites", ["tox"])])
+def test_whatever_is_imported_is_declared(folder: str, files: list[str]) -> None:
+    # A package that only another one asks for is missing where that one does not: rich 13.0 has no markdown_it.
+    ours = {"knorm_core", "suites", "conftest", *BROUGHT_ALONG, *sys.stdlib_module_names}
+    distributions = importlib.metadata.packages_distributions()
+    wrong = set()
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for module in {name.split(".")[0] for name in imports(path)} - ours:
+            names = {name.lower().replace("_", "-") for name in distributions.get(module, [module])}
+            if not names & declared(*files):
+                wrong.add(f"{path.relative_to(ROOT)} imports {module}")
     assert not wrong
 
 
