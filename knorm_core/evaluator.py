@@ -21,7 +21,9 @@ from knorm_core.arguments import Arguments, check_setting, takes_arguments
 from knorm_core.evaluation import Evaluation
 from knorm_core.methods import onepass, stepwise
 from knorm_core.methods.anatomy import Anatomy, anatomy
+from knorm_core.methods.fed import Prefix
 from knorm_core.methods.language_model import as_ids, check_input_ids, check_late_positions, text_config
+from knorm_core.methods.prefix import feed_prefix
 from knorm_core.methods.probe import Support, support
 from knorm_core.setting import Setting, SlowFallbackWarning, UnsupportedModelError
 
@@ -57,7 +59,7 @@ class Evaluator:
         self._supports: dict[Setting, Support] = {}
         self._results: dict[Setting, Evaluation] = {}
         self._fell_back = False
-        self._prefixes: dict[tuple[int, int], onepass.Prefix] = {}
+        self._prefixes: dict[tuple[int, int], Prefix] = {}
 
     def setting(self, arguments: Mapping[str, Any] | Arguments) -> Setting:
         """The arguments of `evaluate`, checked for this text and this model.
@@ -142,11 +144,11 @@ class Evaluator:
             )
         return True
 
-    def prefix(self, setting: Setting) -> onepass.Prefix:
+    def prefix(self, setting: Setting) -> Prefix:
         """Phase 1, fed once for all settings that share its length and scoring."""
         shared = (setting.start, setting.first_scored)
         if shared not in self._prefixes:
-            self._prefixes[shared] = onepass.feed_prefix(self.model, self.ids, setting)
+            self._prefixes[shared] = feed_prefix(self.model, self.ids, setting)
         return self._prefixes[shared]
 
     def _say_where_a_compressor_overrules(self, row: Mapping[str, Any] | Arguments) -> None:

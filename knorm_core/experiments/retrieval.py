@@ -27,6 +27,7 @@ from knorm_core.counts import check_int
 from knorm_core.evaluator import Evaluator, Key
 from knorm_core.methods import onepass
 from knorm_core.methods.head import Head
+from knorm_core.methods.prefix import Prefixes
 from knorm_core.setting import Setting
 
 if TYPE_CHECKING:
@@ -149,12 +150,20 @@ def hide_as_the_paper(
     return prompt._replace(haystack=len(prompt.input_ids) - prompt.answer)
 
 
-def recalled(model: nn.Module, prompt: Prompt, rows: Mapping[Key, Mapping[str, Any]]) -> dict[Key, bool]:
+def recalled(
+    model: nn.Module, prompt: Prompt, rows: Mapping[Key, Mapping[str, Any]], prefixes: Prefixes | None = None
+) -> dict[Key, bool]:
     """Whether greedy decoding gives exactly the answer, for every row of arguments of `evaluate`.
 
     Rows with ``when="after_prefill"`` take no ``prune_after``: phase 1 is the haystack. Where that is all of the
-    prompt, the answer's first token comes from before the compression. Phase 1 is fed once for all rows that share it.
+    prompt, the answer's first token comes from before the compression.
+
+    Args:
+        model, prompt, rows: as above.
+        prefixes: of this model, to be given with every prompt: what a prompt begins with as the one before it, which
+            in order of depth is the haystack up to the needle, is fed once. Within a prompt that is so without it.
     """
+    prefixes = prefixes or Prefixes(model)
     arguments = {}
     for key, row in rows.items():
         if row.get("when") == "after_prefill":
@@ -169,7 +178,7 @@ def recalled(model: nn.Module, prompt: Prompt, rows: Mapping[Key, Mapping[str, A
     head = Head(model)
 
     def says(setting: Setting, tokens: int) -> bool:
-        states = onepass.final_states(model, ids, setting, evaluator.prefix(setting), count=tokens)
+        states = onepass.final_states(model, ids, setting, prefixes.feed(ids, setting), count=tokens)
         return bool((head(states).argmax(-1) == wanted[-tokens:]).all())
 
     settings = evaluator.settings(arguments, one_pass=True)
@@ -177,7 +186,7 @@ def recalled(model: nn.Module, prompt: Prompt, rows: Mapping[Key, Mapping[str, A
     if whole:
         first = {"keep_ratio": 1.0, "prune_after": prompt.haystack - 1, "adjust": False}
         start = evaluator.setting(first)
-        states = onepass.final_states(model, ids, start, evaluator.prefix(start), count=prompt.answer)
+        states = onepass.final_states(model, ids, start, prefixes.feed(ids, start), count=prompt.answer)
         if not bool(head(states[:1]).argmax(-1) == wanted[0]):
             return dict.fromkeys(settings, False)
     tokens = prompt.answer - whole

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from knorm_core.methods.anatomy import anatomy
+from knorm_core.methods.fed import Fed
 from knorm_core.methods.forward import private_copy
 from knorm_core.methods.language_model import check_input_ids
-from knorm_core.methods.onepass import ATTENTION, Fed, feed_plainly
+from knorm_core.methods.onepass import ATTENTION, feed_plainly
 from knorm_core.policies.q_filters import Directions, QFilters, passages, some_weights
 from knorm_core.setting import UnsupportedModelError
 

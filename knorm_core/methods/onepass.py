@@ -24,6 +24,7 @@ from torch import nn
 from knorm_core.methods.attention import mortal_attention, moving_attention
 from knorm_core.methods.deaths import layer_deaths, window_deaths
 from knorm_core.methods.entered import Entered, entered, noting
+from knorm_core.methods.fed import Fed, Prefix, after
 from knorm_core.methods.forward import last_logits, private_copy, register_attention, token_nll
 from knorm_core.methods.head import last_states, separate_head
 from knorm_core.methods.replay import Logits, Move, replayed_deaths
@@ -34,8 +35,6 @@ ATTENTION = "knorm_onepass"
 # Tokens whose logits exist at one time: those of a long text would take more memory than all else together,
 # and below some hundreds at a time the head's matrix product gets slower.
 LOGITS_AT_ONCE = 1024
-#: Queries, keys and values of one layer, each (batch, heads or kv_heads, length, head_dim).
-Fed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Watch = Callable[[int, torch.Tensor | None], None]
 
 
@@ -60,16 +59,6 @@ class _Walk:
 _walk: ContextVar[_Walk] = ContextVar("knorm_walk")
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """Phase 1, fed once and shared by every row of a table: queries, keys and values, and the losses within."""
-
-    model: nn.Module  # the private copy that fed it, for the rows to share
-    fed: tuple[Fed, ...]
-    length: int
-    nll: torch.Tensor  # of tokens 1 … length where scoring starts there, shape (length,), else (0,)
-
-
 def run(
     model: nn.Module,
     input_ids: torch.Tensor,
@@ -83,7 +72,7 @@ def run(
         model: a causal language model of transformers.
         input_ids: (n,), int64, on the model's device; or (batch, n), texts of equal length.
         setting: what to evaluate; see `knorm_core.setting`.
-        prefix: phase 1 of the same text (not of a batch), from `feed_prefix`, to save feeding it again.
+        prefix: phase 1 of the same text (not of a batch), from `knorm_core.methods.prefix`, to save feeding it again.
         watch: called with each layer's index and the deaths of its keys, int64 (batch, kv_heads, length), or None.
 
     Raises:
@@ -178,22 +167,6 @@ def _feed(
 
 
 @torch.inference_mode()
-def feed_prefix(model: nn.Module, input_ids: torch.Tensor, setting: Setting) -> Prefix:
-    """Feed phase 1 (the same for every keep ratio, policy and position mode) and keep what it leaves."""
-    length = min(setting.start, setting.seq_len - 1)
-    fed = input_ids[:length]
-    model = private_copy(model, ATTENTION)
-    scored = setting.first_scored == 1
-    positions = setting.fed_positions()[:length]
-    count = length if scored else 1
-    logits, kept = feed_plainly(
-        model, fed[None], positions, layers=setting.layers, windows=setting.sliding, count=count
-    )
-    nll = token_nll(logits[0], input_ids[1 : length + 1]) if scored else torch.zeros(0, dtype=torch.float64)
-    return Prefix(model, kept, length, nll)
-
-
-@torch.inference_mode()
 def feed_plainly(
     private: nn.Module,
     fed: torch.Tensor,
@@ -259,7 +232,7 @@ def _attention_forward(
     if walk.keep:
         walk.kept.append(fed)
     if walk.prior is not None:
-        fed = _after(walk.prior[layer], fed)
+        fed = after(walk.prior[layer], fed)
         key, value = fed[1:]
     deaths = walk.deaths(layer, fed, Logits(scaling, softcap), entered(module))
     if walk.move is not None and deaths is not None:
@@ -276,11 +249,6 @@ def _attention_forward(
         softcap=softcap,
     )
     return out.transpose(1, 2).contiguous(), None
-
-
-def _after(prior: Fed, fed: Fed) -> Fed:
-    query, key, value = (torch.cat(both, dim=2) for both in zip(prior, fed, strict=True))
-    return query, key, value
 
 
 @contextlib.contextmanager

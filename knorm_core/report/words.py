@@ -36,8 +36,8 @@ def about(model: str, text_set: str) -> str:
 
     >>> about("smollm2-135m", "wikitext-short")
     ' The model is SmolLM2-135M-Instruct: tuned to follow instructions, and de-quantised from Q4_1.'
-    >>> about("another", "pg19")
-    ''
+    >>> about("another", "pg19"), about("another", "pg19-windows")
+    ('', ' These windows are of one book: their intervals speak of it alone.')
     """
     sentences = []
     if model == "smollm2-135m":
@@ -49,6 +49,8 @@ def about(model: str, text_set: str) -> str:
             "These texts were written for this project and are harder to predict than human ones: they pin "
             "regressions, and conclusions about the method are drawn from human texts."
         )
+    if text_set == "pg19-windows":
+        sentences.append("These windows are of one book: their intervals speak of it alone.")
     return "".join(f" {sentence}" for sentence in sentences)
 
 

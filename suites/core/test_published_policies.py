@@ -24,7 +24,7 @@ from knorm_core import (
     press_policy,
 )
 from knorm_core.arguments import Arguments, check_setting
-from knorm_core.methods.onepass import feed_prefix
+from knorm_core.methods.prefix import feed_prefix
 from knorm_core.policies import ExpectedAttention, LagKV, PyramidKV, QFilters, SnapKV
 from knorm_core.policy_names import policy_identity, policy_label
 from suites.core.own_policies import HiddenStates

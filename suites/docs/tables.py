@@ -28,36 +28,67 @@ WHOLE = {
 }
 
 
-def breadth(columns: Mapping[str, tuple[str, int, int]]) -> str:
-    """Policies against keep ratio on 32 texts: change of perplexity with its interval."""
-    rows = _rows("embedded-breadth/breadth")
+#: Of few windows of one book, what the others are held against.
+FEW = {
+    "low norm": ("low_norm", 0, 0),
+    "random": ("random", 0, 0),
+    "four sinks and random": ("random", 4, 0),
+    "four sinks and the latest": ("newest", 4, 0),
+}
+HUMAN, BOOK, EMBEDDED = "wikitext-breadth", "pg19-windows", "embedded-breadth"
+
+
+def breadth(text_set: str, columns: Mapping[str, tuple[str, int, int]]) -> str:
+    """Policies against keep ratio on many texts: change of perplexity with its interval."""
+    rows = rows_of(f"{text_set}/breadth")
     lines = [["keep ratio", *columns]]
     for ratio in RATIOS:
         cells = []
         for policy, sinks, recent in columns.values():
             recent = min(recent, 16) if ratio == "0.1" else recent
-            cells.append(_change(rows[f"{policy} {ratio} {sinks} {recent} ()"]))
+            cells.append(change(rows[f"{policy} {ratio} {sinks} {recent} ()"]))
         lines.append([ratio, *cells])
     return _markdown(lines)
 
 
+def with_what_it_can_show(text_set: str, columns: Mapping[str, tuple[str, int, int]]) -> str:
+    """The same, and the minimal detectable effect of its rows."""
+    rows = rows_of(f"{text_set}/breadth")
+    effects = {
+        f"{name}, keep {ratio}": rows[f"{policy} {ratio} {sinks} 0 ()"]["detectable"]
+        for name, (policy, sinks, recent) in columns.items()
+        for ratio in RATIOS
+        if not recent
+    }
+    least, most = min(effects, key=effects.__getitem__), max(effects, key=effects.__getitem__)
+    return (
+        f"{breadth(text_set, columns)}\n\nMinimal detectable effect (80 % power): {per_cent(effects[least])} ({least}) "
+        f"to {per_cent(effects[most])} ({most})."
+    )
+
+
 def positions() -> str:
     """Both position modes on the articles."""
-    true, drifting = (_rows(f"embedded-articles/ppl-{mode}") for mode in ("absolute", "cache"))
+    true, drifting = (rows_of(f"wikitext-articles/ppl-{mode}") for mode in ("absolute", "cache"))
     head = "keep ratio|PPL, true positions|change|PPL, positions from the cache length|change|mean cache|peak cache"
     lines = [head.split("|")]
     for ratio, row in true.items():
         other = drifting[ratio]
-        changes = ["" if ratio == "1.0" else per_cent(float(each["ratio"])) for each in (row, other)]
-        ppls = [f"{float(each['ppl']):.2f}" for each in (row, other)]
-        cells = [ratio, ppls[0], changes[0], ppls[1], changes[1], f"{float(row['mean_cache']):.1f}", row["peak_cache"]]
-        lines.append(cells)
+        changes = ["" if ratio == "1.0" else per_cent(each["ratio"]) for each in (row, other)]
+        ppls = [f"{each['ppl']:.2f}" for each in (row, other)]
+        memory = [f"{row['mean_cache']:.1f}", f"{row['peak_cache']:.0f}"]
+        lines.append([ratio, ppls[0], changes[0], ppls[1], changes[1], *memory])
     return _markdown(lines)
 
 
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"breadth": lambda: breadth(SHORT)},
-    ROOT / "docs/findings.md": {"positions": positions, "breadth": lambda: breadth(WHOLE)},
+    ROOT / "README.md": {"breadth": lambda: breadth(HUMAN, SHORT)},
+    ROOT / "docs/findings.md": {
+        "positions": positions,
+        "breadth": lambda: with_what_it_can_show(HUMAN, WHOLE),
+        "breadth within one book": lambda: with_what_it_can_show(BOOK, FEW),
+        "breadth on embedded texts": lambda: with_what_it_can_show(EMBEDDED, WHOLE),
+    },
 }
 
 
@@ -74,14 +105,19 @@ def made_anew(page: Path) -> str:
     return text
 
 
-def _rows(table: str) -> dict[str, dict[str, str]]:
+def rows_of(table: str) -> dict[str, dict[str, float]]:
+    """The rows of a golden file of the embedded model, by their label."""
     with (MODEL / f"{table}.csv").open(encoding="utf-8", newline="") as lines:
-        return {next(iter(row.values())): row for row in csv.DictReader(lines)}
+        read = list(csv.reader(lines))
+    return {row[0]: dict(zip(read[0][1:], map(float, row[1:]), strict=True)) for row in read[1:]}
 
 
-def _change(row: Mapping[str, str]) -> str:
-    low, high = (per_cent(float(row[name])).removesuffix(" %") for name in ("ratio_low", "ratio_high"))
-    return f"{per_cent(float(row['ratio']))} [{low}, {high}]"
+def change(row: Mapping[str, float], name: str = "ratio", least: int = 0) -> str:
+    """A change and its interval as pages have them; limits without signs where all are rises from ``least`` on."""
+    low, high = (per_cent(row[f"{name}_{end}"]).removesuffix(" %") for end in ("low", "high"))
+    if 100 * (row[f"{name}_low"] - 1) > least > 0:
+        low, high = low.removeprefix("+"), high.removeprefix("+")
+    return f"{per_cent(row[name])} [{low}, {high}]"
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:

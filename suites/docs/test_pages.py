@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import configparser
-import csv
 import re
 
 import pytest
@@ -14,8 +13,8 @@ import knorm_core
 import knorm_core.contract
 from knorm_core.results.interval import per_cent
 from suites.docs.pages import PAGES, ROOT, Block, all_blocks
-from suites.docs.tables import MODEL, made_anew
 from suites.docs.tables import PAGES as WITH_TABLES
+from suites.docs.tables import made_anew, rows_of
 
 pytestmark = pytest.mark.fast
 
@@ -67,38 +66,12 @@ def test_tables_are_those_of_the_baselines(page):
     assert made_anew(page) == page.read_text("utf-8"), "baselines have moved: python -m suites.docs.tables"
 
 
-def test_figures_in_sentences_are_those_of_the_baselines():
-    breadth, readme, findings = (
-        _rows("embedded-breadth/breadth"),
-        README.read_text("utf-8"),
-        FINDINGS.read_text("utf-8"),
-    )
+def test_figures_of_the_readmes_sentences_are_those_of_the_baselines():
+    readme = README.read_text("utf-8")
     for mode, sign in (("absolute", "{}"), ("cache", "**{}**")):
-        assert sign.format(per_cent(_rows(f"embedded-articles/ppl-{mode}")["0.9"]["ratio"])) in readme
-    for ratio in ("0.9", "0.5", "0.1"):
-        assert _interval(breadth[f"random {ratio} 4 0 ()"], "to_low_norm") in findings
-    for policy, sinks in (("low_norm", 0), ("random", 4), ("random", 0), ("high_norm", 0)):
-        assert _interval(breadth[f"{policy} 0.98 {sinks} 0 (0, 1)"], "ratio", least=10) in findings
-    for recent in ("0", "32"):
-        assert _interval(_rows("embedded-breadth/inversion")[recent], "ratio") in findings
-    for ratio in ("0.9", "0.5", "0.1"):
-        assert f"{per_cent(_rows('pg19/ppl-absolute')[ratio]['ratio'])} at {ratio}" in findings
-
-
-def test_random_with_sinks_beats_low_norm_where_the_readme_says_so_and_nowhere_else():
-    beaten = {
-        ratio: _rows("embedded-breadth/breadth")[f"random {ratio} 4 0 ()"]["to_low_norm_high"] < 1
-        for ratio in ("0.9", "0.5", "0.1")
-    }
-    assert beaten == {"0.9": True, "0.5": True, "0.1": False}
-
-
-def test_of_the_policies_on_human_texts_the_newest_tokens_beat_the_one_that_the_findings_name():
-    policies = {
-        path.stem: _rows(f"wikitext-breadth/{path.stem}") for path in MODEL.glob("wikitext-breadth/policy-*.csv")
-    }
-    beaten = [name for name, rows in policies.items() if rows["newest 0.9"]["against_low"] > 1]
-    assert (len(policies), beaten) == (8, ["policy-low_norm"])
+        assert sign.format(per_cent(rows_of(f"wikitext-articles/ppl-{mode}")["0.9"]["ratio"])) in readme
+    ours, human = (rows_of(f"{name}-articles/ppl-absolute")["1.0"]["ppl"] for name in ("embedded", "wikitext"))
+    assert f"perplexity {ours:.0f} against {human:.0f} on articles" in readme
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
@@ -169,17 +142,3 @@ def test_figures_have_words_for_who_does_not_see_them():
     for page in PAGES:
         tokens = [child for token in MarkdownIt().parse(page.read_text("utf-8")) for child in token.children or ()]
         assert all(len(token.content) > 40 for token in tokens if token.type == "image"), page
-
-
-def _rows(table: str) -> dict[str, dict[str, float]]:
-    with (MODEL / f"{table}.csv").open(encoding="utf-8", newline="") as lines:
-        read = list(csv.reader(lines))
-    return {row[0]: dict(zip(read[0][1:], map(float, row[1:]), strict=True)) for row in read[1:]}
-
-
-def _interval(row: dict[str, float], name: str, least: int = 0) -> str:
-    """A change and its interval as the pages' sentences have them; without signs where all are rises from ``least``."""
-    low, high = (per_cent(row[f"{name}_{end}"]).removesuffix(" %") for end in ("low", "high"))
-    if 100 * (row[f"{name}_low"] - 1) > least > 0:
-        low, high = low.removeprefix("+"), high.removeprefix("+")
-    return f"{per_cent(row[name])} [{low}, {high}]"

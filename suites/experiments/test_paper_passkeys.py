@@ -10,6 +10,7 @@ import pytest
 from knorm_core.experiments.codecs import FLAG
 from knorm_core.experiments.retrieval import PAPERS_FILLER, Task, hide_as_the_paper, passkey_task, passkeys, recalled
 from knorm_core.inputs.texts import first_tokens
+from knorm_core.methods.prefix import Prefixes
 from knorm_core.sweeps.codec import each
 from suites.experiments.test_retrieval import Letters, Way, greedy
 from suites.families import VOCABULARY, tiny_model
@@ -47,6 +48,7 @@ def test_the_first_token_comes_from_before_the_compression_and_the_others_from_a
 @pytest.mark.xdist_group("retrieval paper")
 def test_recall_in_the_papers_setting_matches_the_baseline(language_model, remembered, check_rows, show_table):
     rows = {way: way.arguments() for way in WAYS}
+    prefixes = Prefixes(language_model.model)
 
     def answers(key, depth):
         first = first_tokens(language_model.tokenizer, language_model.bos)
@@ -57,7 +59,7 @@ def test_recall_in_the_papers_setting_matches_the_baseline(language_model, remem
             "a prompt of the paper's passkeys",
             prompt.input_ids,
             settings,
-            lambda: list(recalled(language_model.model, prompt, rows).values()),
+            lambda: list(recalled(language_model.model, prompt, rows, prefixes).values()),
             each(FLAG),
         )
 

@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from knorm_core import l2_compress
+from knorm_core.evaluator import Evaluator
 from knorm_core.experiments.codecs import FLAG
 from knorm_core.experiments.retrieval import OPENING, Task, hide, needle_task, passkey_task, passkeys, recalled
 from knorm_core.inputs.texts import TEXT_SETS, first_tokens, load_texts
+from knorm_core.methods.prefix import Prefixes, feed_prefix
 from knorm_core.sweeps.codec import each
 from suites.families import VOCABULARY, tiny_model
 
@@ -107,6 +109,30 @@ def test_one_pass_decides_as_greedy_decoding_does(when, ratio):
     wrong[-1] = (said[-1] + 1) % VOCABULARY
     assert recalled(model, prompt._replace(input_ids=right), {"row": row}) == {"row": True}
     assert recalled(model, prompt._replace(input_ids=wrong), {"row": row}) == {"row": False}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "gemma2"])
+def test_what_a_prompt_begins_with_as_the_one_before_is_fed_once_and_leaves_the_same(family):
+    model = tiny_model(family)
+    prefixes, fed, expected, before = Prefixes(model), [], [], None
+    for depth in (0.0, 0.4, 1.0):
+        prompt = hide(Letters(), FILLER, Task(" NEEDLE.", " QUESTION", " ANSW"), 150, depth)
+        evaluator = Evaluator(model, prompt.input_ids)
+        alike = 0 if before is None else int((before != prompt.input_ids).int().argmax())
+        expected += [prompt.haystack - 1 - alike, 1]  # then nothing: a shorter phase 1 is there already
+        before = prompt.input_ids
+        for start in (prompt.haystack - 1, prompt.haystack, 80):
+            setting = evaluator.setting({"keep_ratio": 0.5, "prune_after": start, "adjust": False})
+            count = model.get_input_embeddings().register_forward_hook(lambda _, ids, __: fed.append(ids[0].numel()))
+            shared = prefixes.feed(prompt.input_ids, setting)
+            count.remove()
+            alone = feed_prefix(model, prompt.input_ids, setting)
+            assert shared.ids.tolist() == alone.ids.tolist()
+            for both in zip(shared.fed, alone.fed, strict=True):
+                for ours, theirs in zip(*both, strict=True):
+                    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert fed == expected
 
 
 @pytest.mark.fast
@@ -202,6 +228,8 @@ def matches(language_model, filler, remembered):
             layers=1 + max(len(way.skip_layers) for way in ways),
         )
 
+        prefixes = Prefixes(language_model.model)  # the filler before the needle is fed once
+
         def answers(prompt):
             settings = {"haystack": prompt.haystack, "answer": prompt.answer, "rows": list(rows.values())}
             recall = remembered(
@@ -209,7 +237,7 @@ def matches(language_model, filler, remembered):
                 f"a prompt of {cell}",
                 prompt.input_ids,
                 settings,
-                lambda: list(recalled(language_model.model, prompt, rows).values()),
+                lambda: list(recalled(language_model.model, prompt, rows, prefixes).values()),
                 each(FLAG),
             )
             return dict(zip(rows, recall, strict=True))

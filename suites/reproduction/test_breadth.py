@@ -101,7 +101,7 @@ def test_the_table_matches_the_baseline(breadth_set, name, rows, evaluations_of,
         [as_read(row, columns) for row, columns in zip(rows, table_rows, strict=True)],
         precision(compressed, evaluations[UNCOMPRESSED]),
         "Every text has its own prune_after (mean 256) and its own two seeds. Detectable: with a probability of 80 %.",
-        *written_for_this(breadth_set),
+        *what_it_speaks_of(breadth_set),
     )
     check_breadth(breadth_set, name, table_rows, list(Row._fields))
 
@@ -126,7 +126,7 @@ def test_keep_nine_tenths_against_a_half_matches_the_baseline(
     show_table(
         f"{name}: low norm at keep 0.9 against keep 0.5, {breadth_set}",
         [{"recent tokens protected": row["recent"], **shown_change(Interval.of(row, "ratio"))} for row in changes],
-        *written_for_this(breadth_set),
+        *what_it_speaks_of(breadth_set),
     )
     check_breadth(breadth_set, name, changes, ["recent"])
 
@@ -134,25 +134,52 @@ def test_keep_nine_tenths_against_a_half_matches_the_baseline(
 # Against low norm at the same keep ratio: perplexity is higher (+), lower (-), or the paired 95 % interval does not
 # exclude no change (?). At keep 0.9, 0.5 and 0.1, then the paper's setting, as far as there are such rows.
 #
-# Random alone may evict the first tokens, which low norm never does. With these protected it is better than low norm.
+# Random alone may evict the first tokens, which low norm never does. With these protected it is better than low norm,
+# but within one book. The highest norms are worse than low norm on human texts, and on embedded ones better.
 AGAINST_LOW_NORM = {
     "embedded-breadth": {
         "random": "++++",
         "random, 4 sinks": "--?-",
         "newest, 4 sinks": "---",
+        "high norm, 4 sinks": "--?",
+        "high norm": "+",
+        "low norm, 32 recent": "--",
+        "low norm, 16 recent": "-",
+    },
+    "wikitext-breadth": {
+        "random": "++++",
+        "random, 4 sinks": "--?-",
+        "newest, 4 sinks": "---",
+        "high norm, 4 sinks": "+?+",
+        "high norm": "+",
+        "low norm, 32 recent": "--",
+        "low norm, 16 recent": "-",
+    },
+    "pg19-windows": {
+        "random": "++++",
+        "random, 4 sinks": "?-+-",
+        "newest, 4 sinks": "---",
+        "high norm, 4 sinks": "?++",
         "high norm": "+",
         "low norm, 32 recent": "--",
         "low norm, 16 recent": "-",
     },
 }
+# Keep 0.9 against 0.5, by how many recent tokens are protected: texts of 512 tokens have too few evictions for keep 0.9
+# to be worse, as it is on texts of 1,024.
+NINE_TENTHS_AGAINST_A_HALF = {
+    "embedded-breadth": {0: "?", 32: "-"},
+    "wikitext-breadth": {0: "?", 32: "-"},
+    "pg19-windows": {0: "?", 32: "?"},
+}
 
 
 @pytest.fixture
 def known(breadth_set, language_model, many_texts, single_precision):
-    """What holds is stated for the embedded model in float32, and all of the texts that ship with the suite."""
-    whole = len(many_texts(breadth_set)) == TEXTS and single_precision.dtype == torch.float32
+    """What holds is stated for the embedded model in float32, and all texts of a set."""
+    whole = len(many_texts(breadth_set)) == TEXT_SETS[breadth_set].limit and single_precision.dtype == torch.float32
     if language_model.name != "smollm2-135m" or breadth_set not in AGAINST_LOW_NORM or not whole:
-        pytest.skip("what holds is stated for the embedded model in float32, and all of the embedded texts")
+        pytest.skip("what holds is stated for the embedded model in float32, and all texts of a set")
 
 
 @pytest.mark.repro
@@ -167,10 +194,10 @@ def test_rows_are_better_or_worse_than_low_norm_where_they_are_known_to_be(bread
 
 
 @pytest.mark.repro
-def test_keep_nine_tenths_is_better_than_a_half_where_recent_tokens_are_protected(breadth_set, evaluations_of, known):
+def test_keep_nine_tenths_is_better_than_a_half_where_it_is_known_to_be(breadth_set, evaluations_of, known):
     changes = {row["recent"]: Interval.of(row, "ratio") for row in inversion(ROWS, evaluations_of(breadth_set, ROWS))}
-    # Texts of 512 tokens have too few evictions for keep 0.9 to be worse than 0.5, as it is on texts of 1,024.
-    assert {recent: direction(change) for recent, change in changes.items()} == {0: "?", 32: "-"}
+    directions = {recent: direction(change) for recent, change in changes.items()}
+    assert directions == NINE_TENTHS_AGAINST_A_HALF[breadth_set]
 
 
 def direction(change):
@@ -196,9 +223,11 @@ def detectable(ratio):
     return per_cent(ratio) if math.isfinite(ratio) else "too few texts"
 
 
-def written_for_this(breadth_set):
+def what_it_speaks_of(breadth_set):
     if breadth_set.startswith("embedded"):
         yield (
             "These texts were written for this project and are harder than human ones: they pin regressions. "
             "Conclusions about the method are drawn from human texts: --knorm-text wikitext-breadth."
         )
+    if breadth_set == "pg19-windows":
+        yield "These windows are of one book: their intervals speak of other windows of it, and of no other book."

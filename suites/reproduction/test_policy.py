@@ -6,7 +6,7 @@ import pytest
 
 from knorm_core.experiments.breadth import RATIOS, SETS
 from knorm_core.plugin.settings import TableSettings
-from suites.reproduction.test_breadth import written_for_this
+from suites.reproduction.test_breadth import what_it_speaks_of
 
 pytestmark = pytest.mark.repro
 
@@ -20,7 +20,7 @@ def pytest_generate_tests(metafunc):
 def test_the_policy_beside_its_controls(breadth_set, given_policy, policy_table, table_settings, record_table):
     asked = table_settings.keep_ratios
     ratios = RATIOS if asked == TableSettings().keep_ratios else [ratio for ratio in asked if ratio < 1]
-    made = policy_table(breadth_set, given_policy, ratios, notes=written_for_this(breadth_set))
+    made = policy_table(breadth_set, given_policy, ratios, notes=what_it_speaks_of(breadth_set))
     record_table(made.name, made.rows, key=["control", "keep_ratio"], made_from=made.made_from)
     # Controls say nothing where they have more memory, or less. Who divides keys among layers rounds.
     for ratio in ratios:
