@@ -99,13 +99,13 @@ def test_what_is_no_cache_is_a_finding(returned: Any, got: str) -> None:
 
 
 def test_a_compressor_that_cannot_make_up_its_mind_is_a_finding() -> None:
-    lengths: list[int] = []
+    wrong: list[float] = []
 
     def moody(past: Any, keep_ratio: float, prune_after: int, skip_layers: Any) -> Any:
-        lengths.append(past[0][0].shape[2])
-        wrong = len(past) == 2 and lengths.count(-1) == 0  # the first time that it sees two layers in a check
-        if wrong and keep_ratio not in (0.5, 1.0):
-            lengths.append(-1)
+        length = past[0][0].shape[2]
+        evicts = length >= prune_after and kept_count(length, keep_ratio) < length and not skip_layers
+        if not wrong and evicts and len(past) == 2 and keep_ratio != 0.5:
+            wrong.append(keep_ratio)  # once, not where the rule that it keeps is looked for
             return past
         return l2_compress(past, keep_ratio, prune_after, skip_layers)
 

@@ -82,10 +82,14 @@ def refusal(action: Callable[[], Any]) -> Exception | None:
             except Exception as error:
                 result = error
             signal.alarm(0)
+            wanted = wants_memory(result)
+            if result is not None:
+                # Not what it comes from: the errors of safetensors before 0.6 cannot be sent.
+                result.__cause__ = result.__context__ = None
             try:
-                sent = pickle.dumps(result)
+                sent = pickle.dumps((result, wanted))
             except Exception as error:  # of whatever kind: it is told, where the child would end without a word
-                sent = pickle.dumps(RuntimeError(f"{result!r} cannot be sent: {error!r}"))
+                sent = pickle.dumps((RuntimeError(f"{result!r} cannot be sent: {error!r}"), wanted))
             answer.write(sent)
             answer.flush()
 
@@ -93,9 +97,13 @@ def refusal(action: Callable[[], Any]) -> Exception | None:
         assert status != -signal.SIGALRM, f"not through after {SECONDS} seconds"
         assert status == 0, f"the process ended with status {status}: it crashed, or wanted more than {MEMORY} bytes"
         answer.seek(0)
-        error = pickle.load(answer)
-    chain = error
-    while chain is not None:
-        assert not isinstance(chain, MemoryError), f"it wanted more than {MEMORY} bytes: {error!r}"
-        chain = chain.__cause__ or chain.__context__
+        error, wanted = pickle.load(answer)
+    assert not wanted, f"it wanted more than {MEMORY} bytes: {error!r}"
     return error
+
+
+def wants_memory(error: BaseException | None) -> bool:
+    """Whether it is a MemoryError, or comes from one."""
+    while error is not None and not isinstance(error, MemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
