@@ -73,7 +73,14 @@ def sentences() -> Iterator[str]:
     yield f"worse than random at every keep ratio ({every(HUMAN, 'high_norm', 'random')})"
     first, second, third = (against(HUMAN, "high_norm", "low_norm", ratio) for ratio in RATIOS)
     yield f"worse than low norm at 0.9 and 0.1 ({first}, {third}; at 0.5, {second} shows neither)"
-    yield f"keep 0.9 and 0.5 cannot be told apart ({inversion(HUMAN, 0)})"
+    recency = rows_of("wikitext-articles/recency")
+    by_recent = {recent: change(row) for recent, row in rows_of("wikitext-articles/recency-inversion").items()}
+    yield f"keep 0.9 against 0.5 has {by_recent['0']}. With the latest 16, 32 or 64 tokens protected"
+    yield f"the inversion is gone: {', '.join(by_recent[recent] for recent in ('16', '32', '64'))}."
+    yield f"take {per_cent(recency['0.1 0']['ratio'])} to {per_cent(recency['0.1 16']['ratio'])}"
+    ours = {recent: change(row) for recent, row in rows_of("embedded-articles/recency-inversion").items()}
+    yield f"the same, {ours['0']} without protection and {ours['32']} with 32."
+    yield f"no inversion to explain ({inversion(HUMAN, 0)})"
     yield f"0.9 is better, as one would expect ({inversion(HUMAN, 32)})"
     first, second, third = (against(HUMAN, "newest", "random", ratio) for ratio in RATIOS)
     yield f"random ones at 0.9 and 0.5 ({first}, {second}), and are better at 0.1 ({third})"
@@ -165,6 +172,14 @@ def test_random_alone_is_worse_than_low_norm_at_every_keep_ratio_and_in_the_pape
     pairs = rows_of(f"{HUMAN}/breadth-pairs")
     rows = [f"{ratio} {PLAIN}" for ratio in RATIOS] + [f"0.98 {PAPER}"]
     assert min(pairs[f"random {row} over low_norm {row}"]["ratio_low"] for row in rows) > 1
+
+
+@pytest.mark.parametrize("text_set", ["wikitext-articles", "embedded-articles"])
+def test_the_inversion_is_there_without_protected_tokens_and_gone_with_them(text_set):
+    rows = rows_of(f"{text_set}/recency-inversion")
+    assert {recent: row["ratio_low"] > 1 for recent, row in rows.items()} == {
+        "0": True, "16": False, "32": False, "64": False,
+    }  # fmt: skip
 
 
 def test_of_the_policies_on_human_texts_the_newest_tokens_beat_the_one_that_the_findings_name():

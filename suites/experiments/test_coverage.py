@@ -24,7 +24,9 @@ pytestmark = [pytest.mark.coverage, pytest.mark.xdist_group("coverage")]
 SIZES = (8, 16, 32)
 SAMPLES = 2_000
 COVERAGE = (0.93, 0.97)  # over all comparisons of rows
-LEAST = 0.87  # of a single one: where one text of 32 is far from the others, many samples lack it
+# Of a single comparison. Where one text is far from the others, many samples lack it: of 8 texts from 32, 78 %; of 8
+# windows from 16, 60 %, and there "random, 4 sinks" at keep 0.5 holds in 76 %.
+LEAST = {"embedded-breadth": 0.87, "wikitext-breadth": 0.87, "pg19-windows": 0.73}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_intervals_hold_the_truth_of_real_losses_as_often_as_they_say(text_set, 
         f"{np.mean(held):.1%} on average over {len(held)} comparisons, from {min(held):.1%} to {max(held):.1%}.",
     )
     assert COVERAGE[0] <= np.mean(held) <= COVERAGE[1]
-    assert min(held) >= LEAST
+    assert min(held) >= LEAST[text_set]
 
 
 class Foresight(Policy):

@@ -86,4 +86,4 @@ def test_keep_nine_tenths_against_a_half_matches_the_baseline(text_set, evaluati
 def test_the_inversion_vanishes_where_recent_tokens_are_protected(text_set, evaluations, claims):
     ratios = {recent: perplexity_ratio(evaluations[0.9, recent], evaluations[0.5, recent]) for recent in RECENT}
     assert ratios[0].low > 1
-    assert all(ratios[recent].value < ratios[0].low for recent in (32, 64))
+    assert all(ratios[recent].low <= 1 and ratios[recent].value < ratios[0].low for recent in (32, 64))

@@ -28,8 +28,9 @@ pytestmark = pytest.mark.repro
 #
 # With positions from the cache length it falls from 0.9 on, on short samples until there is nothing left to fall:
 # keep 0.9 evicts every 25 tokens and 0.1 every 230, so drift punishes the conservative setting most. True positions
-# take most of that away, not all: frequent evictions also drop recent keys of high norm, and on texts of 1,024
-# tokens and more 0.9 stays worse than 0.7. On short samples, where few tokens are scored, it cannot be told apart.
+# take most of that away, not all: frequent evictions also drop recent keys (`suites/experiments/test_recency.py`), and
+# on texts of 1,024 tokens and more 0.9 stays worse than 0.7. On short samples, where few tokens are scored, it cannot
+# be told apart.
 STEPS: dict[tuple[str, str], str] = {
     ("embedded-articles", "absolute"): "+-??+",
     ("embedded-articles", "cache"): "+----",
