@@ -1,7 +1,7 @@
 """Pass keys in the paper's own setting: its filler, the question compressed with the prompt, layer 0 left alone.
 
 Main job, CPU-seconds in float64: ten prompts of 512 tokens, of which each is fed from where it parts from the one
-before, and five rows of the answer's tokens each, 30 in all.
+before, and five rows of the answer's tokens each, 40 in all.
 """
 
 from __future__ import annotations

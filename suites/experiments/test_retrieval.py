@@ -3,7 +3,7 @@
 Main job, CPU-seconds in float64: after prefill, ten keys each at 256, 512, 1,024 and 2,048 tokens and three
 needles at 512; at every step from 256 on, ten keys at 512 tokens. A prompt is fed from where it parts from the one
 before, and then seven rows of question and answer (or four of 256 tokens) take half a second each (or two and a half):
-290 in all. The long form, 50 keys in each of 20 cells of context and depth, takes 8 CPU-hours.
+320 in all. The long form, 50 keys in each of 20 cells of context and depth, takes 8 CPU-hours.
 """
 
 from __future__ import annotations
