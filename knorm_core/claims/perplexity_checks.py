@@ -48,6 +48,18 @@ def count(tables: Tables, name: str, *, row: Mapping[str, Any], column: str, exp
     return Answer(rules.count(value, expected), why, (Number.named(what, Interval.exact(value)),))
 
 
+@check(of_any_weights=True)
+def figures(
+    tables: Tables, name: str, *, label: str, column: str, figures: Mapping[str, float], tolerance: float
+) -> Answer:
+    """Every row that ``label`` names has in ``column`` the figure that was printed, within ``tolerance`` per cent."""
+    table = tables.table(name)
+    values = {row: number(table, find_row(table, {label: row}), column) for row in figures}
+    holds = rules.all_of([rules.figure(value, figures[row], tolerance) for row, value in values.items()])
+    why = ", ".join(f"{row}: {value:.4g} for {figures[row]:g}" for row, value in values.items())
+    return Answer(holds, why, _numbers({row: Interval.exact(value) for row, value in values.items()}))
+
+
 @check()
 def change(
     tables: Tables,

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from statistics import fmean
 
 import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from knorm_core import load_model
-from knorm_core.experiments.identification import OPEN, Noise, ReportBench, classes, combinations, described, identify
+from knorm_core.experiments.identification import OPEN, Noise, classes, combinations, described, identify
+from knorm_core.experiments.report_bench import ReportBench
 from knorm_core.experiments.report_figures import REPORT_FIGURES, Figures
 from knorm_core.inputs.texts import TEXT_SETS
 from knorm_core.protocols import ReportProtocol
@@ -94,21 +96,20 @@ def test_every_class_is_traced_back_from_its_table_on_a_tiny_model():
         assert f"within rounding and noise, by: {described(members)}" in answer.sentence()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_every_class_is_traced_back_from_its_table_on_the_embedded_model(embedded_model):
-    known = dataclasses.replace(LETTERS, rows=1, row_characters=300, books=1, book_characters=300)
-    choices = {**CHOICES, "book_characters": (300, 400)}
+    known = dataclasses.replace(LETTERS, row_characters=200, book_characters=200, baseline_tokens=36)
+    choices = {**CHOICES, "book_characters": (200, 260), "baseline_tokens": (36, 1024)}
     model, _ = load_model(dtype=torch.float32)
-    answers = list(
-        traced_back(
-            model, embedded_model.model, embedded_model.tokenizer, known, choices, rows_of_articles(),
-            [book[:600] for book in books()], 500,
-        )
-    )  # fmt: skip
+    short = [book[:600] for book in books()]
+    embedded = (embedded_model.model, embedded_model.tokenizer)
+    answers = list(traced_back(model, *embedded, known, choices, rows_of_articles(), short, 500))
+    assert len(answers) == 48
     for members, answer in answers:
         assert answer.failing == [], answer.sentence()
         assert answer.judged[0].members == members, answer.sentence()
         assert answer.judged[0].prints_all, answer.sentence()
+        assert sum(judged.prints_all for judged in answer.judged) == 1, answer.sentence()
 
 
 @pytest.mark.fast
@@ -152,4 +153,10 @@ def test_the_reports_own_figures_are_consistent():
         pooled = (3 * early["Wikitext", ratio] + 2 * early["PG-19", ratio]) / 5
         assert pooled == pytest.approx(mean, abs=0.011)
     assert REPORT_FIGURES.mean == pytest.approx((3 * 75.03 + 2 * 39.49) / 5, abs=0.01)
-    assert len(REPORT_FIGURES.anchors()) == 14
+    rows, books = fmean(REPORT_FIGURES.rows), REPORT_FIGURES.columns["PG-19"]
+    # What stages 1 and 3 print uncompressed is the mean of two rows and two books; stage 2 has three rows.
+    assert REPORT_FIGURES.mixtures[2, 2][1.0] == pytest.approx((rows + books) / 2, abs=0.01)
+    # Stage 3 by data set: the books are where they were, and of the rows there are two.
+    for ratio, wikitext in [(0.9, 185.50), (0.5, 138.64)]:
+        assert REPORT_FIGURES.mixtures[2, 2][ratio] == pytest.approx((wikitext + early["PG-19", ratio]) / 2, abs=0.011)
+    assert len(REPORT_FIGURES.anchors()) == 26

@@ -1,0 +1,143 @@
+"""What else the report's documents claim: a U curve, truncation that does better, and times that were never taken.
+
+Main job, CPU-seconds in float64: eight samples of some 190 tokens, seven rows each, 50; eight texts of 512, seven rows
+each, 60.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from knorm_core.experiments.codecs import RECORDS
+from knorm_core.experiments.controls import shown_change
+from knorm_core.experiments.truncation import (
+    TEXTS,
+    truncation,
+    truncation_arguments,
+    truncation_pairs,
+    truncation_rows,
+)
+from knorm_core.experiments.u_curve import RATIOS, RECENT, curve_arguments, curve_pairs, curve_rows
+from knorm_core.latency.reported import published_rows, published_throughput
+from knorm_core.plugin.breadth import across_kinds
+from knorm_core.results.interval import Interval
+from knorm_core.results.records import pair
+from knorm_core.sweeps.codec import each
+
+TOLERANCE = 1e-3  # float32, as for the breadth tables
+PROTECTED = {"u-curve": 0, "u-curve-recent": RECENT}
+of_curves = pytest.mark.parametrize("name", PROTECTED)
+pytestmark = [pytest.mark.repro, pytest.mark.xdist_group("report claims")]
+
+
+# --- The U curve
+
+
+@pytest.fixture(scope="module")
+def samples(language_model, texts_of):
+    return texts_of(language_model, "embedded-short", 256)
+
+
+@pytest.fixture(scope="module")
+def curves(samples, rows_of):
+    """{table: {keep ratio: one evaluation per text}}."""
+    rows = {(name, ratio): row for name, recent in PROTECTED.items() for ratio, row in curve_arguments(recent).items()}
+    tables = [rows_of(f"embedded-short: {text.title}", text.input_ids, rows) for text in samples]
+    return {
+        name: {ratio: [table[name, ratio] for table in tables] for ratio in curve_arguments()} for name in PROTECTED
+    }
+
+
+@of_curves
+def test_the_u_curve_matches_the_baseline(name, curves, samples, check_rows, show_table):
+    rows = curve_rows(curves[name])
+    show_table(
+        f"the report's {name.replace('-', ' ')}",
+        [
+            {
+                "keep ratio": str(row["keep_ratio"]),
+                "PPL": row["ppl"],
+                **shown_change(Interval.of(row, "ratio")),
+                "evictions per layer": row["evictions_per_layer"],
+            }
+            for row in rows
+        ],
+        f"Threshold 32, scored from the start, layer 0 left alone, {len(samples)} texts; the latest {PROTECTED[name]} "
+        f"keys protected.",
+    )
+    check_rows(f"report/{name}", rows, ["keep_ratio"], samples, tokens=256)
+
+
+@of_curves
+def test_paired_ratios_of_the_u_curve_match_the_baseline(name, curves, samples, check_rows):
+    check_rows(f"report/{name}-pairs", curve_pairs(curves[name]), ["pair"], samples, tokens=256)
+
+
+def test_gentle_compression_is_the_worst_only_where_recent_keys_go(curves, claims):
+    def fall(name):
+        ratios = {row["pair"]: Interval.of(row, "ratio") for row in curve_pairs(curves[name])}
+        return ratios[pair(str(RATIOS[1]), str(RATIOS[0]))]
+
+    falls = [fall(name) for name in PROTECTED]
+    assert falls[0].high < 0.7
+    assert falls[1].low < 1 < falls[1].high
+
+
+# --- Truncation
+
+
+@pytest.fixture(scope="module")
+def long_texts(language_model, texts_of):
+    return across_kinds(texts_of(language_model, "embedded-breadth"))[:TEXTS]
+
+
+@pytest.fixture(scope="module")
+def truncated(language_model, single_precision, long_texts, remembered):
+    """Rows of the table, and of its paired ratios, in float32."""
+
+    def computed():
+        evaluations = truncation(single_precision, [text.input_ids for text in long_texts])
+        return truncation_rows(evaluations), truncation_pairs(evaluations)
+
+    every = torch.cat([text.input_ids for text in long_texts])
+    settings = [dict(row) for row in truncation_arguments().values()] + [str(single_precision.dtype)]
+    return remembered("truncation", "embedded-breadth", every, settings, lambda: list(computed()), each(RECORDS))
+
+
+def test_truncation_beside_low_norm_matches_the_baseline(truncated, long_texts, check_rows, show_table):
+    rows, _ = truncated
+    show_table(
+        "low norm beside truncation, as the report compares them",
+        [
+            {
+                "policy": row["policy"].replace("_", " "),
+                "first tokens protected": row["sinks"],
+                "keep ratio": str(row["keep_ratio"]),
+                "PPL": row["ppl"],
+                **shown_change(Interval.of(row, "ratio")),
+            }
+            for row in rows
+        ],
+        f"prune_after 256, layer 0 left alone, fed before it is compressed; {len(long_texts)} texts of 512 tokens in "
+        f"float32.",
+    )
+    key = ["policy", "keep_ratio", "sinks"]
+    check_rows("report/truncation", rows, key, long_texts, rtol=TOLERANCE, tokens=512, dtype="float32")
+
+
+def test_paired_ratios_of_truncation_match_the_baseline(truncated, long_texts, check_rows):
+    _, pairs = truncated
+    check_rows("report/truncation-pairs", pairs, ["pair"], long_texts, rtol=TOLERANCE, tokens=512, dtype="float32")
+
+
+# --- Times that the report published
+
+
+def test_published_times_match_the_baseline(language_model, check_rows):
+    # Arithmetic on the report's own tables: no model is asked.
+    check_rows("report/published-times", published_rows(), ["document"], [])
+
+
+def test_published_throughput_matches_the_baseline(language_model, check_rows):
+    check_rows("report/published-throughput", published_throughput(), ["step"], [])
