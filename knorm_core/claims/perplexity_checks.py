@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from knorm_core.claims import rules
-from knorm_core.claims.checks import MORE_TEXTS, Answer, check
+from knorm_core.claims.checks import MORE_ROUNDS, MORE_TEXTS, Answer, check
 from knorm_core.claims.tables import Missing, Tables, describe, find_row, interval, named_after, number
 from knorm_core.results.interval import Interval
 from knorm_core.results.records import Number
@@ -76,7 +76,8 @@ def change(
     ends = [expected] if isinstance(expected, int | float) else list(expected)
     claimed = " to ".join(f"{end:+g} %".replace("-", "−") for end in ends)
     why = f"{ratio} at {describe(row)}, claimed {claimed}"
-    return Answer(rules.change(ratio, ends, tolerance), why, (Number.named(describe(row), ratio),), MORE_TEXTS)
+    needs = MORE_ROUNDS if name.startswith("latency/") else MORE_TEXTS
+    return Answer(rules.change(ratio, ends, tolerance), why, (Number.named(describe(row), ratio),), needs)
 
 
 @check()

@@ -84,7 +84,7 @@ def _other_tokens(tables: _Tables) -> str:
 def _guessed(tables: _Tables) -> str:
     rows = tables["published-times"].rows
     first, whole = (listed(number(round(row[name], 1)) for row in rows) for name in ("tokens_to_first", "tokens"))
-    return f"in its own tables the first token takes as long as {first} tokens of {whole}; one that was timed takes 1"
+    return f"in its own tables the first token takes as long as {first} tokens of {whole}; a timed one takes about 1"
 
 
 def _two_loops(tables: _Tables) -> str:

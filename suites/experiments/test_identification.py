@@ -1,6 +1,9 @@
 """Which evaluation printed a table: planted tables, of a loop that shares nothing with ours, are traced back.
 
-On a tiny GPT-NeoX within seconds; on the embedded model, token by token in float32, a quarter of an hour: slow.
+On a tiny GPT-NeoX within seconds. On the embedded model, token by token in float32, in four CPU-minutes (slow): 150
+seconds to plant 48 tables, 17 for the anchors, the rest for one pass. All 48 classes come back, and no other class
+prints any of their tables: the right one is off by at most 1.6 % (0.01 % where layer 0 is left alone), the next one by
+4.6 % at least.
 """
 
 from __future__ import annotations
@@ -96,10 +99,11 @@ def test_every_class_is_traced_back_from_its_table_on_a_tiny_model():
         assert f"within rounding and noise, by: {described(members)}" in answer.sentence()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_every_class_is_traced_back_from_its_table_on_the_embedded_model(embedded_model):
-    known = dataclasses.replace(LETTERS, row_characters=200, book_characters=200, baseline_tokens=36)
-    choices = {**CHOICES, "book_characters": (200, 260), "baseline_tokens": (36, 1024)}
+    # Shorter windows cost little less and part by more: on 200 characters float32 moves a perplexity by 3 %.
+    known = dataclasses.replace(LETTERS, row_characters=300, book_characters=300)
+    choices = {**CHOICES, "book_characters": (300, 400)}
     model, _ = load_model(dtype=torch.float32)
     short = [book[:600] for book in books()]
     embedded = (embedded_model.model, embedded_model.tokenizer)
