@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from knorm_core import evaluate
 from knorm_core.experiments.codecs import RECORDS
 from knorm_core.experiments.controls import shown_change
 from knorm_core.experiments.truncation import (
@@ -24,14 +25,36 @@ from knorm_core.plugin.breadth import across_kinds
 from knorm_core.results.interval import Interval
 from knorm_core.results.records import pair
 from knorm_core.sweeps.codec import each
+from suites.families import random_ids, tiny_model
 
 TOLERANCE = 1e-3  # float32, as for the breadth tables
 PROTECTED = {"u-curve": 0, "u-curve-recent": RECENT}
 of_curves = pytest.mark.parametrize("name", PROTECTED)
-pytestmark = [pytest.mark.repro, pytest.mark.xdist_group("report claims")]
+
+
+def on_the_model(test):
+    """Run a test in the main job, beside those that share what they compute."""
+    return pytest.mark.repro(pytest.mark.xdist_group("report claims")(test))
 
 
 # --- The U curve
+
+
+@pytest.mark.fast
+def test_the_latest_keys_are_protected_in_the_second_curve_alone():
+    model, ids = tiny_model("gpt_neox"), random_ids(50)
+    curve, protected = (
+        {ratio: [evaluate(model, ids, **arguments)] for ratio, arguments in curve_arguments(recent).items()}
+        for recent in PROTECTED.values()
+    )
+    for ratio in RATIOS:
+        assert curve[ratio][0].evictions_per_layer == protected[ratio][0].evictions_per_layer
+        assert curve[ratio][0].ppl != protected[ratio][0].ppl
+    # Before each of the last 17 of 49 tokens there are 32 keys, and keep 0.95 evicts one of them.
+    assert curve[0.95][0].evictions_per_layer[1:] == (17,) * (len(curve[0.95][0].evictions_per_layer) - 1)
+    assert curve[0.95][0].evictions_per_layer[0] == 0
+    assert [row["texts"] for row in curve_rows(curve)] == [1] * 4
+    assert [row["pair"] for row in curve_pairs(curve)] == ["0.6 over 0.95", "0.3 over 0.95", "0.3 over 0.6"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +73,7 @@ def curves(samples, rows_of):
 
 
 @of_curves
+@on_the_model
 def test_the_u_curve_matches_the_baseline(name, curves, samples, check_rows, show_table):
     rows = curve_rows(curves[name])
     show_table(
@@ -70,10 +94,12 @@ def test_the_u_curve_matches_the_baseline(name, curves, samples, check_rows, sho
 
 
 @of_curves
+@on_the_model
 def test_paired_ratios_of_the_u_curve_match_the_baseline(name, curves, samples, check_rows):
     check_rows(f"report/{name}-pairs", curve_pairs(curves[name]), ["pair"], samples, tokens=256)
 
 
+@on_the_model
 def test_gentle_compression_is_the_worst_only_where_recent_keys_go(curves, claims):
     def fall(name):
         ratios = {row["pair"]: Interval.of(row, "ratio") for row in curve_pairs(curves[name])}
@@ -105,6 +131,7 @@ def truncated(language_model, single_precision, long_texts, remembered):
     return remembered("truncation", "embedded-breadth", every, settings, lambda: list(computed()), each(RECORDS))
 
 
+@on_the_model
 def test_truncation_beside_low_norm_matches_the_baseline(truncated, long_texts, check_rows, show_table):
     rows, _ = truncated
     show_table(
@@ -126,6 +153,7 @@ def test_truncation_beside_low_norm_matches_the_baseline(truncated, long_texts, 
     check_rows("report/truncation", rows, key, long_texts, rtol=TOLERANCE, tokens=512, dtype="float32")
 
 
+@on_the_model
 def test_paired_ratios_of_truncation_match_the_baseline(truncated, long_texts, check_rows):
     _, pairs = truncated
     check_rows("report/truncation-pairs", pairs, ["pair"], long_texts, rtol=TOLERANCE, tokens=512, dtype="float32")
@@ -134,10 +162,12 @@ def test_paired_ratios_of_truncation_match_the_baseline(truncated, long_texts, c
 # --- Times that the report published
 
 
+@on_the_model
 def test_published_times_match_the_baseline(language_model, check_rows):
     # Arithmetic on the report's own tables: no model is asked.
     check_rows("report/published-times", published_rows(), ["document"], [])
 
 
+@on_the_model
 def test_published_throughput_matches_the_baseline(language_model, check_rows):
     check_rows("report/published-throughput", published_throughput(), ["step"], [])

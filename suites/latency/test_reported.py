@@ -17,6 +17,7 @@ from knorm_core.latency.reported import (
     REBUILT,
     loop_rows,
     measure_loops,
+    published_throughput,
 )
 from suites.families import random_ids, tiny_model
 
@@ -36,6 +37,13 @@ def test_published_baselines_have_a_tenth_of_the_tokens_for_their_first(table):
 @pytest.mark.parametrize("table", PUBLISHED_TIMED, ids=[table.document for table in PUBLISHED_TIMED])
 def test_published_rows_whose_first_token_was_timed_have_about_one(table):
     assert 0.4 < table.tokens_times_guess < 1.1
+
+
+@pytest.mark.fast
+def test_the_published_fall_of_throughput_is_there_before_anything_is_evicted():
+    loop, firing = (row["change"] for row in published_throughput())
+    assert loop == pytest.approx(-17, abs=0.5)
+    assert abs(firing) < 1
 
 
 @pytest.fixture
