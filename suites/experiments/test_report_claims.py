@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from knorm_core import evaluate
+from knorm_core import evaluate_rows
 from knorm_core.experiments.codecs import RECORDS
 from knorm_core.experiments.controls import shown_change
 from knorm_core.experiments.truncation import (
@@ -44,7 +44,7 @@ def on_the_model(test):
 def test_the_latest_keys_are_protected_in_the_second_curve_alone():
     model, ids = tiny_model("gpt_neox"), random_ids(50)
     curve, protected = (
-        {ratio: [evaluate(model, ids, **arguments)] for ratio, arguments in curve_arguments(recent).items()}
+        {ratio: [evaluation] for ratio, evaluation in evaluate_rows(model, ids, curve_arguments(recent)).items()}
         for recent in PROTECTED.values()
     )
     for ratio in RATIOS:
