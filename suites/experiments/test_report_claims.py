@@ -113,6 +113,19 @@ def test_gentle_compression_is_the_worst_only_where_recent_keys_go(curves, claim
 # --- Truncation
 
 
+@pytest.mark.fast
+def test_low_norm_is_held_against_truncation_at_its_own_keep_ratio_on_the_same_tokens():
+    evaluations = truncation(tiny_model("gpt_neox"), [random_ids(90), random_ids(100)])
+    assert {tuple(len(each.nll) for each in texts) for texts in evaluations.values()} == {(44, 49)}
+    assert len({texts[0].ppl for texts in evaluations.values()}) == len(evaluations) == 7
+    assert [row["pair"] for row in truncation_pairs(evaluations)] == [
+        f"low_norm_exact {ratio} 0 over newest {ratio} {sinks}" for ratio in (0.9, 0.6) for sinks in (0, 4)
+    ]
+    rows = truncation_rows(evaluations)
+    assert [row["texts"] for row in rows] == [2] * 7
+    assert rows[0]["ratio"] == 1
+
+
 @pytest.fixture(scope="module")
 def long_texts(language_model, texts_of):
     return across_kinds(texts_of(language_model, "embedded-breadth"))[:TEXTS]
