@@ -14,6 +14,7 @@ from typing import TypeVar
 from knorm_core.results.records import Number
 
 MORE_TEXTS = "more texts, for a narrower interval"
+MORE_ROUNDS = "more rounds on a quiet machine, for a narrower interval"
 MORE_PROMPTS = "more prompts, for a narrower interval"
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from knorm_core.claims import rules
-from knorm_core.claims.checks import MORE_TEXTS, Answer, check
+from knorm_core.claims.checks import MORE_ROUNDS, MORE_TEXTS, Answer, check
 from knorm_core.claims.tables import Missing, Tables, describe, find_row, interval, named_after, number
 from knorm_core.results.interval import Interval
 from knorm_core.results.records import Number
@@ -48,6 +48,18 @@ def count(tables: Tables, name: str, *, row: Mapping[str, Any], column: str, exp
     return Answer(rules.count(value, expected), why, (Number.named(what, Interval.exact(value)),))
 
 
+@check(of_any_weights=True)
+def figures(
+    tables: Tables, name: str, *, label: str, column: str, figures: Mapping[str, float], tolerance: float
+) -> Answer:
+    """Every row that ``label`` names has in ``column`` the figure that was printed, within ``tolerance`` per cent."""
+    table = tables.table(name)
+    values = {row: number(table, find_row(table, {label: row}), column) for row in figures}
+    holds = rules.all_of([rules.figure(value, figures[row], tolerance) for row, value in values.items()])
+    why = ", ".join(f"{row}: {value:.4g} for {figures[row]:g}" for row, value in values.items())
+    return Answer(holds, why, _numbers({row: Interval.exact(value) for row, value in values.items()}))
+
+
 @check()
 def change(
     tables: Tables,
@@ -64,7 +76,8 @@ def change(
     ends = [expected] if isinstance(expected, int | float) else list(expected)
     claimed = " to ".join(f"{end:+g} %".replace("-", "−") for end in ends)
     why = f"{ratio} at {describe(row)}, claimed {claimed}"
-    return Answer(rules.change(ratio, ends, tolerance), why, (Number.named(describe(row), ratio),), MORE_TEXTS)
+    needs = MORE_ROUNDS if name.startswith("latency/") else MORE_TEXTS
+    return Answer(rules.change(ratio, ends, tolerance), why, (Number.named(describe(row), ratio),), needs)
 
 
 @check()

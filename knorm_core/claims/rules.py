@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from knorm_core.results.interval import Interval
 from knorm_core.results.records import EXPLAINED, OPEN, REFUTED, REPRODUCED
 
+_ROUNDING = 0.005  # two decimals are printed
 #: Every rule by its name.
 RULES: dict[str, Callable[..., bool | None]] = {}
 
@@ -65,6 +66,12 @@ def no_loss(ratio: Interval, tolerance: float) -> bool | None:
 def no_difference(ratio: Interval, tolerance: float) -> bool | None:
     """No difference: the interval of two rows' ratio lies within the tolerance either way; refuted where outside."""
     return within(ratio, 1 - tolerance / 100, 1 + tolerance / 100)
+
+
+@_rule
+def figure(value: float, printed: float, tolerance: float) -> bool | None:
+    """A figure of the same evaluation: it differs from what was printed by its rounding and the tolerance at most."""
+    return abs(value - printed) <= _ROUNDING + tolerance / 100 * abs(printed)
 
 
 @_rule

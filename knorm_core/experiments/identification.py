@@ -12,27 +12,11 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
-from knorm_core.evaluator import Evaluator
-from knorm_core.experiments.report_figures import (
-    COLUMNS,
-    EARLY,
-    EARLY_RATIOS,
-    EARLY_TOKENS,
-    RATIOS,
-    REPORT_FIGURES,
-    Cell,
-    Figures,
-)
+from knorm_core.experiments.report_bench import ReportBench
+from knorm_core.experiments.report_figures import REPORT_FIGURES, Cell, Figures
 from knorm_core.protocols import REPORT_PROTOCOL, ReportProtocol
-from knorm_core.setting import Setting
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 #: What is open about the final table, and what each choice may be.
 OPEN: Mapping[str, tuple[Any, ...]] = {
@@ -59,99 +43,6 @@ class Noise(NamedTuple):
 #: By trial, on texts of the report's lengths.
 NOISE = Noise(0.0015, 0.009)
 ROUNDING = 0.005  # two decimals are printed
-
-
-_Run = tuple[tuple[int, ...], Setting]  # token ids, and what is evaluated on them
-
-
-class ReportBench:
-    """A model with the rows and books that the report chose from; each evaluation is computed once.
-
-    Args:
-        model, tokenizer: that are to be the report's.
-        rows: of wikitext-2-raw-v1's test split, in order.
-        books: texts of PG-19's test split, in order.
-        long_book: characters that a book has more than, to be one of the ``long_books``.
-        long_books: how many of them are evaluated.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        rows: Sequence[str],
-        books: Sequence[str],
-        *,
-        long_book: int = 50_000,
-        long_books: int = 5,
-    ) -> None:
-        self._model, self._tokenizer = model, tokenizer
-        self._rows, self._books = rows, books
-        self._long = [book for book in books if len(book) > long_book][:long_books]
-        self._ids: dict[str, tuple[int, ...]] = {}
-        self._evaluators: dict[tuple[int, ...], Evaluator] = {}
-
-    def figures(self, protocol: ReportProtocol = REPORT_PROTOCOL) -> Figures:
-        """What this model prints where the report printed `REPORT_FIGURES`, with the protocol's choices."""
-        whole = dataclasses.replace(protocol, baseline="whole")
-        rows = [self._ppl(run) for run in self._runs(whole, ("Wikitext", 1.0))]
-        books = [self._ppl(run) for run in self._runs(whole, ("PG-19", 1.0))]
-        early = {
-            "policy": protocol.policy,
-            "skip_layers": protocol.skip_layers,
-            "positions": protocol.positions,
-            **EARLY,
-        }
-        phase_2 = dataclasses.replace(protocol, baseline="phase2").arguments(1.0)
-        return Figures(
-            final=self.table(protocol),
-            rows=tuple(rows[:2]),
-            columns={"Wikitext": protocol.average(rows), "PG-19": protocol.average(books)},
-            mean=protocol.average([*rows, *books]),
-            early={
-                (column, ratio): protocol.average(
-                    self._ppl(self._run(text, EARLY_TOKENS, {**early, "keep_ratio": ratio}))
-                    for text in self._texts(protocol, column)
-                )
-                for column, ratio in itertools.product(COLUMNS, EARLY_RATIOS)
-            },
-            long_books=None
-            if not self._long
-            else protocol.average(self._ppl(self._run(text, protocol.max_eval_tokens, phase_2)) for text in self._long),
-        )
-
-    def table(self, protocol: ReportProtocol) -> dict[Cell, float]:
-        """The perplexities that a combination prints, by column and keep ratio."""
-        return {
-            cell: protocol.average(self._ppl(run) for run in self._runs(protocol, cell))
-            for cell in itertools.product(COLUMNS, RATIOS)
-        }
-
-    def definition(self, protocol: ReportProtocol) -> tuple[object, ...]:
-        """What is evaluated, spelled out: combinations with the same one cannot be told apart."""
-        cells = itertools.product(COLUMNS, RATIOS)
-        return tuple((ids, setting.plainest) for cell in cells for ids, setting in self._runs(protocol, cell))
-
-    def _runs(self, protocol: ReportProtocol, cell: Cell) -> list[_Run]:
-        column, ratio = cell
-        arguments, tokens = protocol.arguments(ratio), protocol.tokens(ratio)
-        return [self._run(text, tokens, arguments) for text in self._texts(protocol, column)]
-
-    def _run(self, text: str, tokens: int, arguments: Mapping[str, Any]) -> _Run:
-        if text not in self._ids:
-            ids = self._tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
-            self._ids[text] = tuple(ids)
-        ids = self._ids[text][:tokens]
-        if ids not in self._evaluators:
-            self._evaluators[ids] = Evaluator(self._model, torch.tensor(ids))
-        return ids, self._evaluators[ids].setting(arguments)
-
-    def _ppl(self, run: _Run) -> float:
-        ids, setting = run
-        return self._evaluators[ids].run_shared(setting).ppl
-
-    def _texts(self, protocol: ReportProtocol, column: str) -> list[str]:
-        return protocol.wikitext(self._rows) if column == "Wikitext" else protocol.pg19(self._books)
 
 
 def combinations(

@@ -19,6 +19,7 @@ from knorm_core.cache import read_layers, take, with_layers
 from knorm_core.counts import kept_count
 from knorm_core.evaluation import Evaluation
 from knorm_core.evaluator import Evaluator
+from knorm_core.experiments.intervals import perplexity_ratio
 from knorm_core.experiments.report_figures import EARLY, EARLY_TOKENS
 from knorm_core.protocols import REPORT_PROTOCOL
 
@@ -137,7 +138,8 @@ def trail(
 
     Yields:
         ``stage``, ``texts``, ``keep_ratio``, ``ppl``, ``ratio`` (to what the stage prints at keep 1), evictions of the
-        last layer and scored tokens, all texts together.
+        last layer and scored tokens, all texts together; and what the stage's own ratio is not: ``paired``, of the
+        losses of the same tokens, with its interval, over ``text_count`` texts.
     """
     evaluators: dict[tuple[int, ...], Evaluator] = {}
 
@@ -153,6 +155,7 @@ def trail(
                 arguments = stage.baseline if ratio == 1 else stage.arguments(ratio)
                 tokens = stage.baseline_tokens if ratio == 1 else stage.tokens
                 evaluations = [run(ids, tokens, arguments) for ids in texts]
+                same_tokens = [run(ids, tokens, _WHOLE) for ids in texts]
                 ppl = fmean(evaluation.ppl for evaluation in evaluations)
                 yield {
                     "stage": stage.name,
@@ -162,6 +165,8 @@ def trail(
                     "ratio": ppl / plain,
                     "evictions_per_layer": sum(evaluation.evictions_per_layer[-1] for evaluation in evaluations),
                     "scored_tokens": sum(len(evaluation.nll) for evaluation in evaluations),
+                    "text_count": len(texts),
+                    **perplexity_ratio(evaluations, same_tokens).columns("paired"),
                 }
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from knorm_core.claims import ClaimError, judge, load_claims
 from knorm_core.plugin.tables import print_table
+from knorm_core.report.solved import CAPTION, HEADINGS, NOTE, Solved, solved
 from knorm_core.results.evidence import without_evidence
 from knorm_core.results.records import VERDICTS, Results, Table, Verdict
 
@@ -24,12 +25,14 @@ class Ledger(NamedTuple):
     Attributes:
         concerned: whether this run recorded a table that a verdict rests on.
         no_evidence: of each model of this run that has learned nothing, a sentence that says so.
+        solved: how the report's figures came about, where a table of this run shows something of it.
     """
 
     verdicts: Sequence[Verdict]
     concerned: bool
     error: str = ""
     no_evidence: Sequence[str] = ()
+    solved: Sequence[Solved] = ()
 
     @classmethod
     def of(cls, results: Results, recorded: Sequence[Table], root: Path) -> Ledger:
@@ -43,10 +46,12 @@ class Ledger(NamedTuple):
             return cls((), False, str(error))
         names = {table.name for table in recorded}
         concerned = any(names.intersection(verdict.rests_on) for verdict in verdicts)
-        return cls(verdicts, concerned, no_evidence=_without_evidence(recorded))
+        return cls(
+            verdicts, concerned, no_evidence=_without_evidence(recorded), solved=solved(Results(tables=recorded))
+        )
 
     def show(self, terminalreporter: Any, *, untested: bool = False) -> None:
-        """Print one table per source, if this run says anything about the claims.
+        """Print how the report's figures came about, then one table per source, if this run says anything of them.
 
         Claims that no table tests are one line, or with ``untested`` a table with what each of them needs.
         """
@@ -56,6 +61,8 @@ class Ledger(NamedTuple):
             terminalreporter.line(sentence, yellow=True)
         if not self.concerned:
             return
+        if self.solved:
+            print_table(terminalreporter, table_of_solved(self.solved))
         for source in dict.fromkeys(verdict.source for verdict in self.verdicts):
             tested = [verdict for verdict in self.verdicts if verdict.source == source and verdict.tables]
             counts = Counter(verdict.verdict for verdict in tested)
@@ -72,6 +79,16 @@ class Ledger(NamedTuple):
 
 def _without_evidence(recorded: Sequence[Table]) -> list[str]:
     return [f"{model}: {why}." for model, why in without_evidence(Results(tables=recorded)).items()]
+
+
+def table_of_solved(lines: Sequence[Solved]) -> RichTable:
+    """One row per figure of the report: what it printed, the cause, and this run's numbers."""
+    table = RichTable(title=CAPTION, title_justify="left", expand=True, caption=Text(NOTE), caption_justify="left")
+    for heading, ratio in zip(HEADINGS, (3, 4, 4), strict=True):
+        table.add_column(heading, ratio=ratio, overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    return table
 
 
 def verdict_table(source: str, verdicts: Sequence[Verdict]) -> RichTable:
@@ -101,5 +118,6 @@ def figure(verdict: Verdict) -> str:
     if not verdict.numbers:
         return f"needs {verdict.needs}" if verdict.needs else ""
     number = verdict.numbers[0]
-    limits = "" if number.low is None or number.high is None else f" [{number.low:.3g}, {number.high:.3g}]"
+    known = number.low is not None and number.high is not None and number.low != number.high
+    limits = f" [{number.low:.3g}, {number.high:.3g}]" if known else ""
     return f"{number.what}: {number.value:.3g}{limits}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from knorm_core.report.axes import keep_ratio_axis, log_limits, multiples_axis
 from knorm_core.report.palette import LIGHT, SERIES
 from knorm_core.report.section import Absent, Figure, Panel, Section, as_recorded, of_kind
+from knorm_core.report.solved import solved_table
 from knorm_core.report.svg import draw, plain, short
 from knorm_core.report.words import keep, listed
 from knorm_core.results.interval import per_cent
@@ -25,8 +26,9 @@ def section(results: Results) -> Section:
         "The report's trail",
         "How did the report's numbers come about, stage by stage?",
         [_figure(f"trail-{index}", run) for index, run in enumerate(runs)],
-        tables=[as_recorded(table, "Stages of the report: fault, the check that notices it, what was printed")
-                for table in stages[:1]],
+        tables=[*solved_table(results),
+                *(as_recorded(table, "Stages of the report: fault, the check that notices it, what was printed")
+                  for table in stages[:1])],
         absent=[]
         if runs
         else [Absent("the report's stages", "tox", "pytest -m repro suites/experiments/test_trail.py")],

@@ -10,7 +10,10 @@ from knorm_core.report.words import counted, listed, number
 from knorm_core.results.records import NOT_TESTABLE, VERDICTS, Number, Results, Verdict
 
 MARKS = dict(zip(VERDICTS, "✓≈✗~?", strict=True))
-_SOURCES = {"report": "Claims of the report", "paper": "Claims of the paper"}
+_SOURCES = {
+    "report": "Claims of the report (od-liu/CS3602-LLM-Inference-Acceleration, commit ae583008)",
+    "paper": "Claims of the paper (Devoto et al., EMNLP 2024, arXiv 2406.11430)",
+}
 
 
 def section(results: Results) -> Section:

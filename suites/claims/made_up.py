@@ -17,7 +17,7 @@ from knorm_core.results.records import Table, pair
 
 Rows = list[dict[str, Any]]
 NARROW = 0.001
-KEY = ("case", "policy", "keep_ratio", "positions", "seed", "skip_layers", "when")
+KEY = ("case", "policy", "keep_ratio", "sinks", "positions", "seed", "skip_layers", "when")
 
 
 def label(row: Mapping[str, Any]) -> str:
@@ -47,6 +47,10 @@ def cell_value(holds, *, row, column, expected, source_texts, tolerance=0.0):
 
 def count(holds, *, row, column, expected):
     return {"": [{**row, column: expected if holds else expected + 1}]}
+
+
+def figures(holds, *, label, column, figures, tolerance):
+    return {"": [{label: row, column: printed if holds else 3 * printed} for row, printed in figures.items()]}
 
 
 def change(holds, *, row, expected, tolerance=0.0, column="ratio"):
@@ -165,13 +169,14 @@ def shrinks_with_size(holds, *, models, row):
 MAKERS: Mapping[str, Callable[..., Mapping[str, Rows]]] = {
     function.__name__: function
     for function in (
-        cell_value, count, change, no_loss, no_difference, rises, worst, mildest, better, never_fires, fires, dilutes,
+        cell_value, count, figures, change,
+        no_loss, no_difference, rises, worst, mildest, better, never_fires, fires, dilutes,
         correlation, attention_loss_stands_out, attention_loss_is_low, recall_at, shrinks_with_size,
     )
 }  # fmt: skip
 
 #: Checks of counts, where nothing is sampled: they hold or do not hold.
-NEVER_OPEN = {"count", "never_fires", "fires"}
+NEVER_OPEN = {"count", "figures", "never_fires", "fires"}
 
 
 def tables_for(
@@ -212,4 +217,6 @@ def _merge(table: dict[str, dict[str, Any]], rows: Rows) -> None:
 
 
 def _is_number(column: str) -> bool:
+    if column in ("tokens_to_first", "share_of_generation", "change"):
+        return True
     return column.endswith(("ratio", "_low", "_high")) and column != "keep_ratio"

@@ -58,6 +58,10 @@ ONE_SIDED = [(1.05, True), (math.nextafter(1.05, 2), None)]
         ("rises", ([RISE, FALL],), False),
         ("rises", ([UNSURE, FALL],), False),
         ("rises", ([RISE, NONE],), False),
+        # a figure is printed with two decimals
+        ("figure", (76.155, 76.04, 0.15), True),
+        ("figure", (76.17, 76.04, 0.15), False),
+        ("figure", (75.91, 76.04, 0.15), False),
         ("better", ([RISE, RISE],), True),
         ("better", ([RISE, UNSURE],), None),
         ("better", ([RISE, FALL],), False),

@@ -71,7 +71,7 @@ def test_verdicts_come_with_the_one_figure_by_source_within_80_columns(ledger, m
     assert all(re.sub(r"\s+", "", verdict.verdict) in verdicts for verdict in tested)
     text = " ".join(lines)
     assert f"{untested} claims not testable here, for want of their tables: --knorm-claims lists them" in text
-    assert "tox -e pythia" not in text
+    assert "with its weights and a GPU" not in text
     listed = re.sub(r"[\s│]+", "", printed(ledger, False, monkeypatch, "80", untested=True))
     assert "Claimsnottestablehere" in listed
     assert "tox-epythia" in listed
@@ -82,6 +82,18 @@ def test_verdicts_come_with_the_one_figure_by_source_within_80_columns(ledger, m
         count = sum(verdict.verdict == "refuted" and verdict.source == source for verdict in tested)
         assert count
         assert f"{count} refuted" in text
+
+
+@pytest.mark.fast
+def test_how_the_reports_figures_came_about_comes_before_the_verdicts_and_fits_a_screen(ledger, monkeypatch):
+    lines = printed(ledger, False, monkeypatch, "120").splitlines()
+    titles = [index for index, line in enumerate(lines) if line.startswith(("The report on", "What became of"))]
+    assert "solved: what it printed, and how that came about" in lines[titles[0]]
+    assert titles[1] - titles[0] <= 40
+    cells = [line.split("│")[1:4] for line in lines[titles[0] : titles[1]] if "│" in line]
+    columns = [re.sub(r"\s+", "", "".join(column)) for column in zip(*cells, strict=True)]
+    assert len(ledger.solved) == 7
+    assert columns == [re.sub(r"\s+", "", "".join(column)) for column in zip(*ledger.solved, strict=True)]
 
 
 @pytest.mark.fast

@@ -6,7 +6,9 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from knorm_core.report.solved import HEADINGS, solved
 from knorm_core.results.interval import per_cent
+from suites.claims.recorded import recorded_tables
 from suites.docs.pages import ROOT
 
 MODEL = ROOT / "baselines" / "smollm2-135m"
@@ -81,9 +83,15 @@ def positions() -> str:
     return _markdown(lines)
 
 
+def how_it_came_about() -> str:
+    """What the report printed, how that came about, and the numbers that show it."""
+    return _markdown([HEADINGS, *solved(recorded_tables())])
+
+
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"breadth": lambda: breadth(HUMAN, SHORT)},
     ROOT / "docs/findings.md": {
+        "solved": how_it_came_about,
         "positions": positions,
         "breadth": lambda: with_what_it_can_show(HUMAN, WHOLE),
         "breadth within one book": lambda: with_what_it_can_show(BOOK, FEW),

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 COLUMNS, RATIOS, EARLY_RATIOS = ("Wikitext", "PG-19"), (1.0, 0.9, 0.5, 0.1), (0.9, 0.8, 0.7, 0.5)
+MIXTURES = {(3, 2): (0.95, 0.85, 0.75, 0.6, 0.4, 0.3), (2, 2): (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)}
 
 
 def threshold(length, prune_after):
@@ -107,13 +108,18 @@ class Planted:
         }
         return mean_perplexity([self.losses(text, protocol.max_eval_tokens, ratio, **options) for text in texts])
 
-    def early(self, protocol, column, ratio):
-        """Compressed at 32 of 256 tokens, layer 0 left alone, scored from token 1."""
+    def early(self, protocol, texts, ratio):
+        """Compressed at 32 of 256 tokens, layer 0 left alone, scored from token 1; keep 1 is the whole text."""
+        if ratio == 1:
+            return mean_perplexity([self.replay(text, protocol.baseline_tokens).plain() for text in texts])
         every = []
-        for text in self.texts(protocol, column):
+        for text in texts:
             before = self.replay(text, 256).plain()[:32]
             every.append(torch.cat([before, self.losses(text, 256, ratio, 32, skip=(0,))]))
         return mean_perplexity(every)
+
+    def mixture(self, protocol, rows, books):
+        return self.texts(protocol, "Wikitext")[:rows] + self.texts(protocol, "PG-19")[:books]
 
     def table(self, protocol):
         return {cell: round(self.cell(protocol, *cell), 2) for cell in itertools.product(COLUMNS, RATIOS)}
@@ -133,6 +139,15 @@ class Planted:
             "rows": tuple(round(ppl, 2) for ppl in whole["Wikitext"][:2]),
             "columns": {column: round(sum(ppls) / len(ppls), 2) for column, ppls in whole.items()},
             "mean": round(sum(every) / len(every), 2),
-            "early": {cell: round(self.early(known, *cell), 2) for cell in itertools.product(COLUMNS, EARLY_RATIOS)},
+            "early": {
+                (column, ratio): round(self.early(known, self.texts(known, column), ratio), 2)
+                for column, ratio in itertools.product(COLUMNS, EARLY_RATIOS)
+            },
+            "mixtures": {
+                (rows, books): {
+                    ratio: round(self.early(known, self.mixture(known, rows, books), ratio), 2) for ratio in ratios
+                }
+                for (rows, books), ratios in MIXTURES.items()
+            },
             "long_books": round(mean_perplexity(phase_2), 2) if phase_2 else None,
         }

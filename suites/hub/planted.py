@@ -9,4 +9,5 @@ from knorm_core.experiments.report_figures import Figures
 if "KNORM_PLANTED" in os.environ:
     _planted = json.loads(os.environ["KNORM_PLANTED"])
     _tables = {name: {(column, ratio): ppl for column, ratio, ppl in _planted.pop(name)} for name in ("final", "early")}
-    identification.REPORT_FIGURES = Figures(**_planted, **_tables)
+    _mixtures = {tuple(mixture): dict(ppls) for mixture, ppls in _planted.pop("mixtures")}
+    identification.REPORT_FIGURES = Figures(**_planted, **_tables, mixtures=_mixtures)

@@ -51,8 +51,9 @@ def test_the_run_ends_with_the_class_that_printed_a_planted_table(planted, last_
     figures = planted.figures(REPORT_PROTOCOL, []) | {"final": planted.table(protocol)}
     for name in ("final", "early"):
         figures[name] = [(*cell, ppl) for cell, ppl in figures[name].items()]
+    figures["mixtures"] = [(mixture, list(ppls.items())) for mixture, ppls in figures["mixtures"].items()]
     sentence = last_line(KNORM_PLANTED=json.dumps(figures))
-    assert "13 of 13 anchors come out" in sentence
+    assert "25 of 25 anchors come out" in sentence
     assert "all 8 perplexities within rounding and noise, by: layers 0 and 1 left alone" in sentence
     by = sentence.partition("by: ")[2].partition(". Next")[0]
     assert "; or by" not in by
