@@ -14,7 +14,7 @@ from knorm_core.division import divided_budget, divided_ratio
 from knorm_core.policy import Policy
 from knorm_core.policy_names import find_policy
 from knorm_core.selection import UNPROTECTED, Protection
-from knorm_core.setting import NoEvictionError, Setting, UnsupportedModelError
+from knorm_core.setting import NoEvictionError, ProtectedKeysError, Setting, UnsupportedModelError
 
 POSITIONS = ("absolute", "cache", "rerotated")
 METHODS = ("onepass", "stepwise")
@@ -230,7 +230,7 @@ def _check_room(setting: Setting) -> None:
                 asked = f"budget={setting.budget[layer]}" if setting.budget else f"keep_ratio={setting.given_ratio}"
                 own = setting.policy.sinks == sinks > 0 or setting.policy.recent == recent > 0
                 whose = f" of policy {setting.policy!r}" if own else ""
-                raise ValueError(
+                raise ProtectedKeysError(
                     f"sinks={sinks} and recent={recent}{whose} protect {sinks + recent} keys, and {asked} keeps "
                     f"{after} of {before}: protect fewer, or keep more"
                 )

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from knorm_core.arguments import Arguments, check_setting, takes_arguments
+from knorm_core.default_device import cpu_by_default
 from knorm_core.evaluation import Evaluation
 from knorm_core.methods import onepass, stepwise
 from knorm_core.methods.anatomy import Anatomy, anatomy
@@ -53,6 +54,7 @@ class Evaluator:
         UnsupportedModelError: (a ValueError) the model has layers that cannot be evaluated exactly.
     """
 
+    @cpu_by_default()
     def __init__(self, model: nn.Module, input_ids: torch.Tensor | Sequence[int]) -> None:
         self.model = model
         self.ids = check_input_ids(model, input_ids)
@@ -71,6 +73,7 @@ class Evaluator:
         """
         return self.settings({None: arguments})[None]
 
+    @cpu_by_default()
     def settings(
         self, rows: Mapping[Key, Mapping[str, Any] | Arguments], *, one_pass: bool = False
     ) -> dict[Key, Setting]:
@@ -105,12 +108,14 @@ class Evaluator:
                 )
         return settings
 
+    @cpu_by_default()
     def run(self, setting: Setting) -> Evaluation:
         """Evaluate one setting by itself."""
         if self._support(setting).method == "onepass":
             return Evaluation.of(setting, onepass.run(self.model, self.ids, setting))
         return self._stepwise(setting)
 
+    @cpu_by_default()
     def run_shared(self, setting: Setting) -> Evaluation:
         """The same numbers as `run`, but phase 1, and settings that are equal by definition, are computed only once.
 
@@ -127,6 +132,7 @@ class Evaluator:
                 self._results[same] = self._stepwise(setting)
         return self._results[same]
 
+    @cpu_by_default()
     def run_together(self, setting: Setting, ids: torch.Tensor) -> list[Evaluation]:
         """The evaluations of several texts of this length, int64 (batch, n), where one pass serves the setting."""
         return [Evaluation.of(setting, nll) for nll in onepass.run(self.model, ids, setting)]
@@ -144,6 +150,7 @@ class Evaluator:
             )
         return True
 
+    @cpu_by_default()
     def prefix(self, setting: Setting) -> Prefix:
         """Phase 1, fed once for all settings that share its length and scoring."""
         shared = (setting.start, setting.first_scored)
@@ -257,6 +264,7 @@ def evaluate_table(
     Returns:
         Evaluation by (positions, keep_ratio), the same numbers as `evaluate` gives.
     """
+    positions = (positions,) if isinstance(positions, str) else positions  # which would be gone through by letters
     rows = {
         (mode, ratio): {**arguments, "positions": mode, "keep_ratio": ratio}
         for mode, ratio in product(positions, list(keep_ratios))
@@ -264,6 +272,7 @@ def evaluate_table(
     return evaluate_rows(model, input_ids, rows)
 
 
+@cpu_by_default()
 def evaluate_batch(
     model: nn.Module, input_ids: torch.Tensor | Sequence[Sequence[int]], **arguments: Any
 ) -> list[Evaluation]:
