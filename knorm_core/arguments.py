@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 from knorm_core.cache import check_skip_layers
-from knorm_core.counts import WHEN, check_choice, check_int, check_keep_ratio, effective_prune_after
+from knorm_core.counts import WHEN, check_choice, check_flag, check_int, check_keep_ratio, effective_prune_after
 from knorm_core.division import divided_budget, divided_ratio
 from knorm_core.policy import Policy
 from knorm_core.policy_names import find_policy
@@ -126,6 +126,8 @@ def check_setting(
     check_int("prune_after", arguments.prune_after, 1)
     check_int("seed", arguments.seed, 0)
     check_int("first_eviction_after", arguments.first_eviction_after, 0)
+    check_flag("adjust", arguments.adjust)
+    check_flag("allow_no_eviction", arguments.allow_no_eviction)
     policy = find_policy(arguments.policy, arguments.seed)
     if arguments.compressor is not None and not callable(arguments.compressor):
         raise TypeError(f"compressor={arguments.compressor!r} is not callable")

@@ -83,8 +83,13 @@ class Evaluator:
             rows: arguments of `evaluate` by any key.
             one_pass: refuse a model that one pass cannot serve, whose losses alone are not enough.
         """
+        if not isinstance(rows, Mapping):
+            raise TypeError(f"rows is a {type(rows).__name__}: give arguments of evaluate by any key")
         if not rows:
             raise ValueError("no rows: there is nothing to evaluate")
+        for key, row in rows.items():
+            if not isinstance(row, Mapping | Arguments):
+                raise TypeError(f"rows[{key!r}] is a {type(row).__name__}: give arguments of evaluate by name")
         asked = {key: row if isinstance(row, Arguments) else Arguments.of(row) for key, row in rows.items()}
         for row in rows.values():
             self._say_where_a_compressor_overrules(row)
@@ -320,6 +325,6 @@ def _texts(input_ids: torch.Tensor | Sequence[Sequence[int]]) -> torch.Tensor:
 def _warn_caller(sentence: str) -> None:
     """Warn at the line that called into this package."""
     level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__:
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in (__package__, "contextlib"):
         level, frame = level + 1, frame.f_back
     warnings.warn(sentence, SlowFallbackWarning, stacklevel=level)

@@ -78,9 +78,8 @@ def weight_files(folder: Path, files: Collection[str], what: str) -> list[str]:
     if SINGLE in files:
         return [SINGLE]
     index = settings_of(folder / INDEX, what)
-    for name in ("metadata", "weight_map"):
-        if not isinstance(index.get(name), dict):
-            raise ModelNotFoundError(f"{what} has an {INDEX} without {name}")
+    if not isinstance(index.get("weight_map"), dict):
+        raise ModelNotFoundError(f"{what} has an {INDEX} without weight_map")
     if not index["weight_map"]:
         raise ModelNotFoundError(f"{what} has an {INDEX} that names no weights")
     shards = sorted({str(shard) for shard in index["weight_map"].values()})
@@ -94,6 +93,8 @@ def weight_files(folder: Path, files: Collection[str], what: str) -> list[str]:
         raise ModelNotFoundError(
             f"{what} lacks {len(missing)} of the {len(shards)} files that its {INDEX} names, such as {missing[0]!r}"
         )
+    if not isinstance(index.get("metadata"), dict):
+        raise ModelNotFoundError(f"{what} has an {INDEX} without metadata")
     return shards
 
 

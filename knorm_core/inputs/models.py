@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from knorm_core.counts import check_path
 from knorm_core.default_device import cpu_by_default
 from knorm_core.inputs import checkpoints, configuration, gguf, hub
 from knorm_core.inputs.checkpoints import ModelNotFoundError as ModelNotFoundError
@@ -126,7 +127,12 @@ def is_gguf(name: str | os.PathLike[str]) -> bool:
 
 
 def check_model_name(name: str | os.PathLike[str]) -> None:
-    """Raise a ModelNotFoundError where ``name`` cannot be a model, as far as can be told without a network."""
+    """Raise a ModelNotFoundError where ``name`` cannot be a model, as far as can be told without a network.
+
+    Raises:
+        TypeError: it is no name and no path.
+    """
+    check_path("name", name)
     if name == EMBEDDED:
         return
     path = Path(os.path.expanduser(name))
