@@ -9,12 +9,12 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 from knorm_core.cache import check_skip_layers
-from knorm_core.counts import WHEN, check_choice, check_int, check_keep_ratio, effective_prune_after
+from knorm_core.counts import WHEN, check_choice, check_flag, check_int, check_keep_ratio, effective_prune_after
 from knorm_core.division import divided_budget, divided_ratio
 from knorm_core.policy import Policy
 from knorm_core.policy_names import find_policy
 from knorm_core.selection import UNPROTECTED, Protection
-from knorm_core.setting import NoEvictionError, Setting, UnsupportedModelError
+from knorm_core.setting import NoEvictionError, ProtectedKeysError, Setting, UnsupportedModelError
 
 POSITIONS = ("absolute", "cache", "rerotated")
 METHODS = ("onepass", "stepwise")
@@ -126,6 +126,8 @@ def check_setting(
     check_int("prune_after", arguments.prune_after, 1)
     check_int("seed", arguments.seed, 0)
     check_int("first_eviction_after", arguments.first_eviction_after, 0)
+    check_flag("adjust", arguments.adjust)
+    check_flag("allow_no_eviction", arguments.allow_no_eviction)
     policy = find_policy(arguments.policy, arguments.seed)
     if arguments.compressor is not None and not callable(arguments.compressor):
         raise TypeError(f"compressor={arguments.compressor!r} is not callable")
@@ -230,7 +232,7 @@ def _check_room(setting: Setting) -> None:
                 asked = f"budget={setting.budget[layer]}" if setting.budget else f"keep_ratio={setting.given_ratio}"
                 own = setting.policy.sinks == sinks > 0 or setting.policy.recent == recent > 0
                 whose = f" of policy {setting.policy!r}" if own else ""
-                raise ValueError(
+                raise ProtectedKeysError(
                     f"sinks={sinks} and recent={recent}{whose} protect {sinks + recent} keys, and {asked} keeps "
                     f"{after} of {before}: protect fewer, or keep more"
                 )

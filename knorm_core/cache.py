@@ -109,7 +109,7 @@ def _paired_cache(kind: Hashable) -> Any:
 
 def check_skip_layers(skip_layers: Iterable[int], layers: int) -> frozenset[int]:
     """``skip_layers`` as a set of indices in 0 … layers-1, or an error that names the one that is not."""
-    if isinstance(skip_layers, str) or not isinstance(skip_layers, Iterable):
+    if isinstance(skip_layers, str) or not isinstance(skip_layers, Iterable) or getattr(skip_layers, "ndim", 1) == 0:
         raise TypeError(f"skip_layers={skip_layers!r} is not a collection of layer indices")
     skipped = frozenset(check_int("skip_layers", layer, 0) for layer in skip_layers)
     if skipped and max(skipped) >= layers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -177,6 +178,19 @@ def check_int(name: str, value: Any, least: int) -> int:
     if value < least:
         raise ValueError(f"{name}={value!r} is below {least}, the least that is allowed")
     return int(value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise a TypeError unless ``value`` is True or False, NumPy's among them."""
+    numpys = type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")
+    if not isinstance(value, bool) and not numpys:
+        raise TypeError(f"{name}={value!r} is neither True nor False")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raise a TypeError unless ``value`` is a str or a path."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}={value!r} is no name and no path: give a str or a Path")
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from knorm_core.arguments import Arguments, check_setting, takes_arguments
+from knorm_core.default_device import cpu_by_default
 from knorm_core.evaluation import Evaluation
 from knorm_core.methods import onepass, stepwise
 from knorm_core.methods.anatomy import Anatomy, anatomy
@@ -53,6 +54,7 @@ class Evaluator:
         UnsupportedModelError: (a ValueError) the model has layers that cannot be evaluated exactly.
     """
 
+    @cpu_by_default()
     def __init__(self, model: nn.Module, input_ids: torch.Tensor | Sequence[int]) -> None:
         self.model = model
         self.ids = check_input_ids(model, input_ids)
@@ -71,6 +73,7 @@ class Evaluator:
         """
         return self.settings({None: arguments})[None]
 
+    @cpu_by_default()
     def settings(
         self, rows: Mapping[Key, Mapping[str, Any] | Arguments], *, one_pass: bool = False
     ) -> dict[Key, Setting]:
@@ -80,8 +83,13 @@ class Evaluator:
             rows: arguments of `evaluate` by any key.
             one_pass: refuse a model that one pass cannot serve, whose losses alone are not enough.
         """
+        if not isinstance(rows, Mapping):
+            raise TypeError(f"rows is a {type(rows).__name__}: give arguments of evaluate by any key")
         if not rows:
             raise ValueError("no rows: there is nothing to evaluate")
+        for key, row in rows.items():
+            if not isinstance(row, Mapping | Arguments):
+                raise TypeError(f"rows[{key!r}] is a {type(row).__name__}: give arguments of evaluate by name")
         asked = {key: row if isinstance(row, Arguments) else Arguments.of(row) for key, row in rows.items()}
         for row in rows.values():
             self._say_where_a_compressor_overrules(row)
@@ -105,12 +113,14 @@ class Evaluator:
                 )
         return settings
 
+    @cpu_by_default()
     def run(self, setting: Setting) -> Evaluation:
         """Evaluate one setting by itself."""
         if self._support(setting).method == "onepass":
             return Evaluation.of(setting, onepass.run(self.model, self.ids, setting))
         return self._stepwise(setting)
 
+    @cpu_by_default()
     def run_shared(self, setting: Setting) -> Evaluation:
         """The same numbers as `run`, but phase 1, and settings that are equal by definition, are computed only once.
 
@@ -127,6 +137,7 @@ class Evaluator:
                 self._results[same] = self._stepwise(setting)
         return self._results[same]
 
+    @cpu_by_default()
     def run_together(self, setting: Setting, ids: torch.Tensor) -> list[Evaluation]:
         """The evaluations of several texts of this length, int64 (batch, n), where one pass serves the setting."""
         return [Evaluation.of(setting, nll) for nll in onepass.run(self.model, ids, setting)]
@@ -144,6 +155,7 @@ class Evaluator:
             )
         return True
 
+    @cpu_by_default()
     def prefix(self, setting: Setting) -> Prefix:
         """Phase 1, fed once for all settings that share its length and scoring."""
         shared = (setting.start, setting.first_scored)
@@ -257,6 +269,7 @@ def evaluate_table(
     Returns:
         Evaluation by (positions, keep_ratio), the same numbers as `evaluate` gives.
     """
+    positions = (positions,) if isinstance(positions, str) else positions  # which would be gone through by letters
     rows = {
         (mode, ratio): {**arguments, "positions": mode, "keep_ratio": ratio}
         for mode, ratio in product(positions, list(keep_ratios))
@@ -264,6 +277,7 @@ def evaluate_table(
     return evaluate_rows(model, input_ids, rows)
 
 
+@cpu_by_default()
 def evaluate_batch(
     model: nn.Module, input_ids: torch.Tensor | Sequence[Sequence[int]], **arguments: Any
 ) -> list[Evaluation]:
@@ -311,6 +325,6 @@ def _texts(input_ids: torch.Tensor | Sequence[Sequence[int]]) -> torch.Tensor:
 def _warn_caller(sentence: str) -> None:
     """Warn at the line that called into this package."""
     level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__:
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in (__package__, "contextlib"):
         level, frame = level + 1, frame.f_back
     warnings.warn(sentence, SlowFallbackWarning, stacklevel=level)

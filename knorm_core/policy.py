@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from knorm_core.seen import READS as READS
+from knorm_core.seen import NaNScoresError as NaNScoresError
 from knorm_core.seen import PolicyError as PolicyError
 from knorm_core.seen import Seen as Seen
 
@@ -160,7 +161,7 @@ def checked_state(policy: Policy, state: torch.Tensor, seen: Seen) -> torch.Tens
 def check_no_nan(policy: Policy, scores: torch.Tensor, layer: int) -> None:
     """Raise a PolicyError where a score is NaN: there is no order among such keys."""
     if scores.is_floating_point() and bool(scores.isnan().any()):
-        raise PolicyError(f"policy {policy!r} returned NaN in layer {layer}; expected scores that can be ranked")
+        raise NaNScoresError(f"policy {policy!r} returned NaN in layer {layer}; expected scores that can be ranked")
 
 
 def _check_tensor(policy: Policy, what: str, tensor: torch.Tensor, layer: int, device: torch.device) -> None:

@@ -131,12 +131,16 @@ def _attribute(module: str, qualified: str) -> Any:
 
 def _instance(name: str, kind: type[Policy], seed: int) -> Policy:
     check_int("seed", seed, 0)
-    takes = inspect.signature(kind).parameters
-    arguments = {"seed": seed} if "seed" in takes else {}
+    signature = inspect.signature(kind)
+    arguments = {"seed": seed} if "seed" in signature.parameters else {}
     try:
-        return kind(**arguments)
+        signature.bind(**arguments)
     except TypeError as error:
         raise TypeError(f"policy={name!r} needs arguments ({error}): give an instance") from None
+    try:
+        return kind(**arguments)
+    except Exception as error:  # whatever a policy's own code raises
+        raise ValueError(f"policy={name!r} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def _checked(policy: Policy) -> Policy:

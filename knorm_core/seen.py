@@ -39,6 +39,10 @@ class PolicyError(ValueError):
     """A policy does not do what the engine needs of it; the message names policy, layer and what was expected."""
 
 
+class NaNScoresError(PolicyError):
+    """Scores that cannot be ranked."""
+
+
 class Declares(Protocol):
     """What a policy says that it looks at; see `knorm_core.policy.Policy`."""
 

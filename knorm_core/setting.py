@@ -22,6 +22,10 @@ class NoEvictionError(ValueError):
     """An evaluation that was asked to compress never evicted a key: its result would say nothing."""
 
 
+class ProtectedKeysError(ValueError):
+    """More keys are protected than an eviction keeps; the message names both, and what protects them."""
+
+
 class UnsupportedModelError(ValueError):
     """The model's attention cannot be evaluated exactly; the message says why."""
 

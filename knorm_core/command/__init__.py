@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 
 from knorm_core.command.evaluate import add_arguments as evaluate_arguments
@@ -15,6 +16,15 @@ from knorm_core.command.evaluate import add_arguments as evaluate_arguments
 _EXIT = """exit status:
   0  done (check: every promise held; compare: no cell moved beyond its tolerance)
   1  check: a promise is broken; compare: a cell moved
+  2  bad input, in one sentence
+"""
+_EXIT_OF_CHECK = """exit status:
+  0  every promise held
+  1  a promise is broken
+  2  bad input, in one sentence
+"""
+_EXIT_OF_OTHERS = """exit status:
+  0  done
   2  bad input, in one sentence
 """
 
@@ -35,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"example:\n  {example}\n\n{_EXIT}",
+            epilog=f"example:\n  {example}\n\n{_EXIT_OF_CHECK if name == 'check' else _EXIT_OF_OTHERS}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             add_help=help_,
         )
@@ -77,6 +87,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     import pytest
+    from hypothesis.configuration import set_hypothesis_home_dir
 
     kinds = ("compressor", "evaluator", "policy")
     named = [f"--knorm-{kind}={name}" for kind in kinds if (name := getattr(options, kind))]
@@ -85,7 +96,9 @@ def _check(options: argparse.Namespace) -> int:
     ways = ["--pyargs", "knorm_core.contract", "-q", "--no-header", "-p", "no:cacheprovider"]
     # Of an installed package that has a plugin pytest would rewrite the asserts, had this command not imported it.
     ways += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    status = pytest.main([*ways, *named])
+    with tempfile.TemporaryDirectory() as folder:
+        set_hypothesis_home_dir(folder)  # by itself Hypothesis makes .hypothesis/ in the user's current folder
+        status = pytest.main([*ways, *named])
     return {pytest.ExitCode.OK: 0, pytest.ExitCode.TESTS_FAILED: 1}.get(pytest.ExitCode(status), 2)
 
 

@@ -51,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate and print; return the exit status."""
     from rich.console import Console
 
+    from knorm_core.arguments import POSITIONS
+    from knorm_core.counts import SHORTEST_TEXT, check_choice, check_int
     from knorm_core.inputs.models import DTYPES, load_model
     from knorm_core.policy_names import find_policy
 
@@ -60,7 +62,12 @@ def run(options: argparse.Namespace) -> int:
         ratios = _ratios(options.keep_ratios)
         if options.dtype not in DTYPES:
             raise ValueError(f"--dtype {options.dtype} is not one of {', '.join(DTYPES)}")
-        find_policy(options.policy)  # before a model is loaded, which may take minutes
+        # Before a model is loaded, which may take minutes.
+        find_policy(options.policy)
+        check_choice("--positions", options.positions, POSITIONS)
+        check_int("--prune-after", options.prune_after, 1)
+        if options.max_tokens is not None:
+            check_int("--max-tokens", options.max_tokens, SHORTEST_TEXT)
         import torch
         from transformers.utils import logging
 

@@ -19,6 +19,7 @@ from knorm_core.compare.differences import Comparison, Difference, Flip, Moved, 
 from knorm_core.results.file import ResultsError, jsonable, read_results
 
 _MOST_ROWS = 20  # of a table in the terminal
+_MOST_CHARACTERS = 500  # of a cell there: folding takes time
 _EPILOG = """exit status:
   0  no cell moved by more than the tolerance of its baseline (tables without one, such as latencies, are shown and
      not counted, as are tables and verdicts that only one of the two has)
@@ -128,17 +129,22 @@ def _print(comparison: Comparison, out: Path | None) -> None:
         if not block.rows:
             console.print(block.none)
             continue
-        table = Table(title=Text(block.title), title_justify="left")
+        table = Table(title=_short(block.title), title_justify="left")
         for heading in block.columns:
             table.add_column(heading, overflow="fold")
         for row in block.rows[:_MOST_ROWS]:
-            table.add_row(*map(Text, row))  # text, not markup: names may hold square brackets
+            table.add_row(*map(_short, row))
         console.print(table)
         if len(block.rows) > _MOST_ROWS:
             where = f"{out} has them all" if out else "--out FILE writes them all"
             console.print(f"and {len(block.rows) - _MOST_ROWS} more; {where}", highlight=False, markup=False)
     if comparison.common:  # "0 cells moved" would read as a result
         console.print(_summary(comparison), highlight=False, soft_wrap=True)
+
+
+def _short(text: str) -> Text:
+    """A cell of the terminal's table: text, not markup, since names may hold square brackets, and not without end."""
+    return Text(text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…")
 
 
 def _summary(comparison: Comparison) -> str:

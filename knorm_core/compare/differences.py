@@ -81,13 +81,13 @@ class Comparison:
 def compare(before: Results, after: Results) -> Comparison:
     """Compare two results; the cells of a table beyond tolerance first, then those beyond an interval, then by size."""
     pairs = list(_pairs(before, after))
-    matched = [{pair[side].name for pair in pairs} for side in (0, 1)]
+    matched = [{id(pair[side]) for pair in pairs} for side in (0, 1)]  # a name may stand there twice
     return Comparison(
         differences=(*_circumstances_that_differ(before, after), *_sources_that_differ(pairs)),
         moved=tuple(cell for pair in pairs for cell in _moved(*pair)),
         common=tuple(old.name for old, _ in pairs),
-        only_before=tuple(table.name for table in before.tables if table.name not in matched[0]),
-        only_after=tuple(table.name for table in after.tables if table.name not in matched[1]),
+        only_before=tuple(table.name for table in before.tables if id(table) not in matched[0]),
+        only_after=tuple(table.name for table in after.tables if id(table) not in matched[1]),
         flips=tuple(_flips(before, after)),
     )
 
@@ -100,8 +100,8 @@ def _pairs(before: Results, after: Results) -> Iterator[tuple[Table, Table]]:
         for table in list(old):
             match = next((other for other in left if same(table, other)), None)
             if match is not None:
-                old.remove(table)
-                left.remove(match)
+                old = [each for each in old if each is not table]
+                left = [each for each in left if each is not match]
                 yield table, match
 
 
@@ -221,7 +221,7 @@ def changed_cells(before: LabelledRows, after: LabelledRows) -> list[ChangedCell
         old, new = before.get(label, {}), after.get(label, {})
         for column in [*old, *(column for column in new if column not in old)]:
             was, now = old.get(column), new.get(column)
-            if was != now and not (_is_nan(was) and _is_nan(now)):
+            if not _same(was, now):
                 cells.append(ChangedCell(label, str(column), was, now))
     return sorted(cells, key=relative_change, reverse=True)
 
@@ -236,5 +236,8 @@ def relative_change(cell: ChangedCell) -> float:
     return change if change == change else math.inf  # NaN or infinite on one side
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _same(was: Any, now: Any) -> bool:
+    """Whether two cells are equal; NaN is itself, in a list too."""
+    if isinstance(was, list) and isinstance(now, list):
+        return len(was) == len(now) and all(map(_same, was, now))
+    return bool(was == now) or all(isinstance(each, float) and math.isnan(each) for each in (was, now))

@@ -112,12 +112,14 @@ class Check:
         return ""
 
     def _finding(self, subject: Any, counterexample: Counterexample) -> Finding:
+        named = counterexample.broken.promise
+        of = next((each for each in registered(self.group) if each.name == named), self)
         return Finding(
-            check=self.name,
-            promise=self.promise,
-            guards=self.guards,
+            check=of.name,
+            promise=of.promise,
+            guards=of.guards,
             subject=subject.name,
-            claim=self._claim(subject, counterexample),
+            claim=of._claim(subject, counterexample),
             counterexample=counterexample,
         )
 

@@ -80,6 +80,7 @@ class Broken(Exception):
 
     def __init__(self, *, expected: object, got: object, picture: str = "", crash: str = "", **where: object) -> None:
         super().__init__(f"expected {expected}, got {got}")
+        self.promise = ""  # name of the check whose promise it is, where another one came upon it
         self.expected, self.got, self.picture, self.crash = brief(expected), brief(got), picture, crash
         self.where: list[tuple[str, str]] = [(name.replace("_", " "), brief(value)) for name, value in where.items()]
 

@@ -14,7 +14,7 @@ from knorm_core.contract.findings import Broken, Counterexample, crashed
 from knorm_core.contract.policies import CheckedPolicy
 from knorm_core.contract.policy_cases import PolicyCase, Survivors, spied
 from knorm_core.contract.trials import for_every
-from knorm_core.policy import Policy, Seen
+from knorm_core.policy import NaNScoresError, Policy, Seen
 
 
 @dataclass
@@ -40,6 +40,10 @@ class PolicyTrial:
             raise crashed("an evaluation", error) from error
         try:
             return case.survivors(policy)
+        except NaNScoresError as error:
+            broken = crashed("scores that can be ranked", error)
+            broken.promise = "scores_can_be_ranked"  # whichever check has drawn the text that shows it
+            raise broken from error
         except Exception as error:
             raise crashed("evictions", error) from error
 

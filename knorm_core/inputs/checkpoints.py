@@ -77,15 +77,24 @@ def weight_files(folder: Path, files: Collection[str], what: str) -> list[str]:
     """The names of the files with weights, which have to be among ``files``."""
     if SINGLE in files:
         return [SINGLE]
-    weight_map = settings_of(folder / INDEX, what).get("weight_map")
-    if not isinstance(weight_map, dict):
+    index = settings_of(folder / INDEX, what)
+    if not isinstance(index.get("weight_map"), dict):
         raise ModelNotFoundError(f"{what} has an {INDEX} without weight_map")
-    shards = sorted({str(shard) for shard in weight_map.values()})
+    if not index["weight_map"]:
+        raise ModelNotFoundError(f"{what} has an {INDEX} that names no weights")
+    shards = sorted({str(shard) for shard in index["weight_map"].values()})
+    others = [shard for shard in shards if not shard.endswith(".safetensors")]
+    if others:
+        raise ModelNotFoundError(
+            f"{what} has an {INDEX} that names {others[0]!r}: weights are loaded from files named .safetensors alone"
+        )
     missing = [shard for shard in shards if shard not in files]
     if missing:
         raise ModelNotFoundError(
             f"{what} lacks {len(missing)} of the {len(shards)} files that its {INDEX} names, such as {missing[0]!r}"
         )
+    if not isinstance(index.get("metadata"), dict):
+        raise ModelNotFoundError(f"{what} has an {INDEX} without metadata")
     return shards
 
 
@@ -146,3 +155,12 @@ def check_regular(folder: Path, what: str) -> None:
             raise ModelNotFoundError(f"{what} has {path.name!r}, which is no regular file")
         elif path.name.endswith(_TEXTS) and status.st_size > _LARGEST_TEXT:
             raise ModelNotFoundError(f"{what} has {path.name!r} of {status.st_size} bytes, more than {_LARGEST_TEXT}")
+
+
+def files_as_they_are(folder: Path) -> list[tuple[str | int, ...]]:
+    """What tells a folder's files from others of the same names: a file that is written to gets another ctime."""
+    files: list[tuple[str | int, ...]] = []
+    for path in sorted(folder.iterdir()):
+        status = path.stat()
+        files.append((path.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return files

@@ -67,11 +67,25 @@ def check_no_other_files(folder: Path, what: str) -> None:
                 )
 
 
+def check_extra_files(config: Any, folder: Path, what: str) -> None:
+    """Raise a ModelNotFoundError where the folder holds further weights that the model's class loads beside its own."""
+    further = [file for file in getattr(type(config), "extra_files", ()) if (folder / file).exists()]
+    if further:
+        raise ModelNotFoundError(
+            f"{what} has {further[0]}, which {type(config).__name__} loads beside the model's own weights: remove it"
+        )
+
+
 def _check_setting(name: str, value: Any, what: str) -> None:
     if name == "transformers_weights" and value is not None:
         raise ModelNotFoundError(
             f"{what} has transformers_weights={value!r} in {CONFIG}, which makes transformers load another file than "
             f"model.safetensors: remove it, or give that file's weights the usual name"
+        )
+    if name == "configuration_files":
+        raise ModelNotFoundError(
+            f"{what} has configuration_files={str(value)[:80]} in {CONFIG}: versions of transformers read "
+            f"others of them in the place of {CONFIG}; remove that setting"
         )
     if name in ("quantization_config", "compression_config") and value is not None:
         method = value.get("quant_method") if isinstance(value, dict) else value

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from knorm_core.counts import check_path
+from knorm_core.default_device import cpu_by_default
 from knorm_core.inputs import checkpoints, configuration, gguf, hub
 from knorm_core.inputs.checkpoints import ModelNotFoundError as ModelNotFoundError
 from knorm_core.inputs.digests import digest_of
@@ -63,7 +64,7 @@ def load_model(
         from transformers import AutoModelForCausalLM
 
         folder = sought.result()
-        with _default_device_cpu():
+        with cpu_by_default():
             try:
                 model, loading = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -73,41 +74,29 @@ def load_model(
                 raise ModelNotFoundError(
                     f"the model in {folder} cannot be loaded ({type(error).__name__}: {reason})"
                 ) from error
-            copied = pool.submit(_copy_weights, model)
+            what = f"model folder {folder}"
+            stored = checkpoints.stored_tensors(
+                folder, checkpoints.weight_files(folder, os.listdir(folder), what), what
+            )
+            copied = pool.submit(_copy_weights, model, in_double=any(each.dtype == "F64" for each in stored.values()))
             tokenizer = load_tokenizer(folder)
             copied.result()
-            what = f"model folder {folder}"
-            weights = checkpoints.weight_files(folder, os.listdir(folder), what)
-            check_tensors(model, loading, checkpoints.stored_tensors(folder, weights, what), folder)
+            configuration.check_extra_files(model.config, folder, what)
+            check_tensors(model, loading, stored, folder)
             configuration.check_windows(model.config, what)
     configuration.neutralise(model.config)
     return model.to(device).eval(), tokenizer
 
 
-@contextlib.contextmanager
-def _default_device_cpu() -> Iterator[None]:
-    """Load with the CPU as the default device, whatever default (such as "meta") the caller has set."""
-    try:
-        default = torch.get_default_device().type
-    except AttributeError:  # torch 2.6, once a default was set and taken back; transformers asks for it, too
-        torch.set_default_device("cpu")
-        try:
-            yield
-        finally:
-            torch.set_default_device(None)
-        return
-    if default == "cpu":  # the rule; the context slows every call of torch down
-        yield
-    else:
-        with torch.device("cpu"):
-            yield
+def _copy_weights(model: PreTrainedModel, *, in_double: bool) -> None:
+    """Copy what lies in a memory-mapped file: its pages are dropped and read again, by then perhaps with other numbers.
 
-
-def _copy_weights(model: PreTrainedModel) -> None:
-    """Copy the weights out of the memory-mapped file: under memory pressure its pages are dropped and read again."""
-    for parameter in model.parameters():
-        if parameter.dtype != torch.float64:  # which no checkpoint is stored in, so that these are copies already
-            parameter.data = parameter.data.clone()
+    Args:
+        in_double: whether the file holds any tensor in float64; else those are copies already.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if in_double or tensor.dtype != torch.float64:
+            tensor.data = tensor.data.clone()
 
 
 def check_device(device: str) -> None:
@@ -138,7 +127,12 @@ def is_gguf(name: str | os.PathLike[str]) -> bool:
 
 
 def check_model_name(name: str | os.PathLike[str]) -> None:
-    """Raise a ModelNotFoundError where ``name`` cannot be a model, as far as can be told without a network."""
+    """Raise a ModelNotFoundError where ``name`` cannot be a model, as far as can be told without a network.
+
+    Raises:
+        TypeError: it is no name and no path.
+    """
+    check_path("name", name)
     if name == EMBEDDED:
         return
     path = Path(os.path.expanduser(name))

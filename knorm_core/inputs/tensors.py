@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ _NOT_READ = re.compile(
     r"|pooler\..*|seq_relationship\..*"  # which read a model's states, for other tasks
     r"|mtp\..*)"  # drafts of tokens
 )
+_FREQUENCIES = re.compile(r"(^|.*\.)rotary_emb\.inv_freq")
+_HALF = 1e-2  # relative, of what was stored in bfloat16
 _MASK = re.compile(r"(^|.*\.)attn(ention)?\.bias")  # the causal mask, as older versions stored it: four-dimensional
 
 
@@ -42,16 +44,18 @@ def check_tensors(
             f"configuration"
         )
     config = model.config.get_text_config()
-    unexpected = {key for key in loading["unexpected_keys"] if not _harmless(key, stored.get(key), config)}
-    _check_layers(unexpected, config, what)
+    drafting = _drafting(stored, config)
+    unexpected = {key for key in loading["unexpected_keys"] if not _harmless(key, stored.get(key), drafting)}
+    _check_layers(unexpected, config, drafting, what)
     if unexpected:
         raise ModelNotFoundError(
             f"{what} has tensors that its configuration has no place for ({len(unexpected)}, such as "
             f"{min(unexpected)!r}): its weights are not those of its configuration, or are quantised"
         )
     left_out = _left_out_by_class(model, stored)
-    read = {name: t for name, t in stored.items() if name not in left_out and not _harmless(name, t, config)}
+    read = {name: t for name, t in stored.items() if name not in left_out and not _harmless(name, t, drafting)}
     _check_dtypes(model, read, what)
+    _check_computed_anew(model, stored, folder, what)
     _check_tied(model, what)
     repeated = _check_shared(model, read, folder, what)
     places = sum({tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}.values())
@@ -62,32 +66,64 @@ def check_tensors(
         )
 
 
-def _harmless(key: str, tensor: StoredTensor | None, config: Any) -> bool:
+def _harmless(key: str, tensor: StoredTensor | None, drafting: Collection[int]) -> bool:
     if _NOT_READ.fullmatch(key):
         return True
     if _MASK.fullmatch(key):
         return tensor is not None and len(tensor.shape) == 4
-    at, layers, drafts = _LAYER.search(key), getattr(config, "num_hidden_layers", None), _drafts(config)
-    return bool(at and isinstance(layers, int) and layers <= int(at[1]) < layers + drafts)
+    at = _LAYER.search(key)
+    return bool(at and int(at[1]) in drafting)
 
 
-def _drafts(config: Any) -> int:
-    """The number of layers that draft tokens, for which transformers has no use."""
-    return int(getattr(config, "num_nextn_predict_layers", None) or 0)
+def _drafting(stored: Iterable[str], config: Any) -> set[int]:
+    """The layers beyond the model's own that draft tokens, for which transformers has no use.
+
+    Each joins a token's embedding to a hidden state (``eh_proj``); a further layer without that is one of the model's.
+    """
+    layers, drafts = (getattr(config, name, None) for name in ("num_hidden_layers", "num_nextn_predict_layers"))
+    if not isinstance(layers, int) or not isinstance(drafts, int):
+        return set()
+    joining = {int(at[1]) for key in stored if ".eh_proj." in key and (at := _LAYER.search(key))}
+    return {layer for layer in joining if layers <= layer < layers + drafts}
 
 
-def _check_layers(unexpected: Iterable[str], config: Any, what: str) -> None:
+def _check_layers(unexpected: Iterable[str], config: Any, drafting: Collection[int], what: str) -> None:
     """Raise a ModelNotFoundError where weights of further layers were left out: half a model is another model."""
     layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(layers, int):
         return
-    layers += _drafts(config)
+    layers += len(drafting)
     further = [key for key in unexpected if (at := _LAYER.search(key)) and int(at[1]) >= layers]
     if further:
         raise ModelNotFoundError(
             f"{what} has weights of more than the {layers} layers of its configuration, such as "
             f"{min(further)!r}: its weights are not those of its configuration"
         )
+
+
+def _check_computed_anew(model: PreTrainedModel, stored: Mapping[str, StoredTensor], folder: Path, what: str) -> None:
+    """Raise a ModelNotFoundError where what older versions stored, and transformers computes, has other numbers.
+
+    Frequencies were stored in half precision, too. A mask of a model with local attention is left to its configuration.
+    """
+    frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    local = any(getattr(model.config, name, None) for name in ("attention_types", "attention_layers"))
+    for name, tensor in stored.items():
+        if _FREQUENCIES.fullmatch(name) and frequencies:
+            numbers = _tensor(folder, name, stored).double()
+            own = [each.detach().cpu().double() for each in frequencies if each.shape == numbers.shape]
+            if not any(torch.allclose(numbers, each, rtol=_HALF) for each in own):
+                raise ModelNotFoundError(
+                    f"{what} has rotary frequencies in {name!r} that are not those of its configuration (rope_theta, "
+                    f"rope_scaling): set these right, or remove the tensor"
+                )
+        elif _MASK.fullmatch(name) and len(tensor.shape) == 4 and not local:
+            mask = _tensor(folder, name, stored) != 0
+            if not torch.equal(mask, torch.ones_like(mask).tril()):
+                raise ModelNotFoundError(
+                    f"{what} has a mask in {name!r} that is not causal, and its configuration names no other: its "
+                    f"weights are not those of its configuration"
+                )
 
 
 def _left_out_by_class(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> set[str]:

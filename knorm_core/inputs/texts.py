@@ -11,11 +11,11 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from knorm_core.counts import SHORTEST_TEXT, check_int
+from knorm_core.counts import SHORTEST_TEXT, check_int, check_path
 from knorm_core.inputs import text_sources as sources
 from knorm_core.inputs.text_sources import TextNotFoundError as TextNotFoundError
 from knorm_core.inputs.tokenizers import begins_with_bos
@@ -119,12 +119,17 @@ def load_texts(
     """
     if bos not in BOS:
         raise ValueError(f"bos={bos!r} must be one of {', '.join(BOS)}")
+    if text_dir is not None:
+        check_path("text_dir", text_dir)
+    if not isinstance(name, str | os.PathLike):
+        name = _paths(name)
     if not isinstance(name, str) or (name not in TEXT_SETS and os.path.exists(os.path.expanduser(name))):
         return _own_texts(name, tokenizer, max_eval_tokens, limit, bos)
     if name not in TEXT_SETS:
         raise _unknown(name)
     chosen = TEXT_SETS[name]
-    most = check_int("max_eval_tokens", max_eval_tokens or chosen.max_eval_tokens, SHORTEST_TEXT)
+    asked = chosen.max_eval_tokens if max_eval_tokens is None else max_eval_tokens
+    most = check_int("max_eval_tokens", asked, SHORTEST_TEXT)
     count = check_int("limit", chosen.limit if limit is None else limit, 1)
     folder = text_dir or os.environ.get("KNORM_TEXT_DIR")
     named = chosen.source(Path(folder) if folder else None)
@@ -162,6 +167,13 @@ def _unknown(name: str) -> TextNotFoundError:
     return TextNotFoundError(
         f"unknown text {name!r}: choose from {', '.join(TEXT_SETS)}, or a group: {', '.join(TEXT_GROUPS)}"
     )
+
+
+def _paths(names: Any) -> list[Path_]:
+    paths = list(names) if isinstance(names, Iterable) and getattr(names, "ndim", None) != 0 else [names]
+    for path in paths:
+        check_path("name", path)
+    return paths
 
 
 def _own_texts(
@@ -203,6 +215,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, characters: str) -> list[int]:
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, bos: str) -> list[int]:
     """The token that each text begins with, or none."""
+    if not callable(tokenizer):
+        raise TypeError(f"tokenizer={tokenizer!r} is no tokenizer: load_model gives a model's own")
     if bos == "off" or (bos == "auto" and not begins_with_bos(tokenizer)):
         return []
     if tokenizer.bos_token_id is None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from knorm_core.inputs.checkpoints import ModelNotFoundError
+from knorm_core.inputs.checkpoints import CONFIG, ModelNotFoundError, settings_of
 from knorm_core.inputs.digests import file_digest
 from knorm_core.inputs.gguf_tokenizers import TOKENIZER_CONFIG
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: how the names of files end that a tokenizer is read from
-SUFFIXES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".codes", ".vocab")
+SUFFIXES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".codes", ".vocab", ".tokenizer")
 # Each tokenizer class reads files of its own, so what is listed is what none of them reads.
 _OTHERS = re.compile(
     r"(config|generation_config|(pre)?processor_config|video_preprocessor_config|chat_template|conversion|trainer_state|"
@@ -36,6 +36,10 @@ def tokenizer_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in tokenizer_files(folder):
         digest.update(hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).digest() + file_digest(path))
+    what = f"model folder {folder}"
+    if "fix_mistral_regex" in settings_of(folder / TOKENIZER_CONFIG, what):  # which goes by the model's, too
+        model = settings_of(folder / CONFIG, what)
+        digest.update(repr([model.get(name) for name in ("model_type", "transformers_version")]).encode())
     return digest.hexdigest()
 
 
@@ -64,7 +68,21 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ) from error
     if not ids or (lacking and set(ids) <= {tokenizer.unk_token_id}):
         raise ModelNotFoundError(without)
+    if drawn := _drawn_at_random(tokenizer):
+        raise ModelNotFoundError(
+            f"the tokenizer of the model in {folder} draws ids at random ({drawn}), so that a text has others each "
+            f"time: remove that setting"
+        )
     return tokenizer
+
+
+def _drawn_at_random(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The setting, of training, by which ids are drawn at random; empty where they are not."""
+    dropout = getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "dropout", None)
+    if dropout:
+        return f"dropout={dropout:g} in tokenizer.json"
+    sampling = getattr(tokenizer, "sp_model_kwargs", None)
+    return "enable_sampling in sp_model_kwargs" if sampling and sampling.get("enable_sampling") else ""
 
 
 def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -200,6 +200,11 @@ def _received_keys(own: OwnForward, seen: Observed) -> str:
         UnsupportedModelError: they are so different that the norm of what is cached says nothing of what attends.
     """
     for layer, (received, (cached, _)) in enumerate(zip(seen.keys, own.pairs, strict=True)):
+        if not bool(cached.isfinite().all()):
+            raise UnsupportedModelError(
+                f"{own.name} makes keys in layer {layer} that are not finite: its weights hold NaN or infinity, or "
+                f"numbers that {cached.dtype} cannot hold"
+            )
         tokens = min(received.shape[2], cached.shape[2])
         received, cached = received[:, :, -tokens:].double(), cached[:, :, -tokens:].double()
         close = own.tolerance * cached.norm()

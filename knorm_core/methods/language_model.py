@@ -16,7 +16,10 @@ def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
     """One text's token ids as (n,) int64 on the model's device, or an error that says what is wrong."""
     _check_model(model)
     ids = as_ids(input_ids)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+    if ids.is_meta or ids.layout != torch.strided:
+        where = "the device meta, where tensors have no numbers" if ids.is_meta else f"the layout {ids.layout}"
+        raise ValueError(f"input_ids is on {where}: give a plain tensor of token ids")
+    if ids.is_floating_point() or ids.is_complex() or ids.is_quantized or ids.dtype == torch.bool:
         if ids.numel() == 0:
             raise ValueError(f"input_ids is empty: a text needs at least {SHORTEST_TEXT} tokens")
         raise TypeError(f"input_ids has dtype {ids.dtype}; give integer token ids")
@@ -26,6 +29,7 @@ def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
         raise ValueError(f"input_ids has shape {tuple(ids.shape)}; one text at a time, shaped (n,) or (1, n)")
     if len(ids) < SHORTEST_TEXT:
         raise ValueError(f"input_ids has {len(ids)} tokens; a text needs at least {SHORTEST_TEXT}")
+    ids = ids.long()  # of unsigned ones torch finds no smallest
     vocabulary = token_table(model).num_embeddings
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocabulary:
@@ -36,7 +40,7 @@ def check_input_ids(model: nn.Module, input_ids: Any) -> torch.Tensor:
         raise ValueError(
             f"input_ids has {len(ids)} tokens, but the model has {limit} positions; cut the text (max_eval_tokens)"
         )
-    return ids.long().to(model.device)  # type: ignore[arg-type]
+    return ids.to(model.device)  # type: ignore[arg-type]
 
 
 def as_ids(input_ids: Any) -> torch.Tensor:

@@ -10,7 +10,9 @@ import hashlib
 import itertools
 import math
 import numbers
+import os
 import threading
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -23,7 +25,7 @@ from torch import nn
 from knorm_core.arguments import Arguments
 from knorm_core.evaluation import Evaluation
 from knorm_core.evaluator import Evaluator
-from knorm_core.inputs.loaded import loaded
+from knorm_core.inputs.loaded import is_as_loaded, loaded
 from knorm_core.inputs.models import ModelIdentity, ModelNotFoundError, model_folder, model_identity
 from knorm_core.inputs.texts import load_texts
 from knorm_core.inputs.tokenizers import load_tokenizer
@@ -39,6 +41,14 @@ def code_files() -> list[Path]:
     root = Path(__file__).parents[1]
     return sorted(path for folder in _DECIDES for path in (root / folder).glob("*.py"))
 
+
+# Variables by which libraries below torch choose instructions or precision when a process starts.
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS", "NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TRANSFORMERS_SDPA_FORCE_GQA",
+)  # fmt: skip
+_PROCESS = uuid.uuid4().hex
 
 # When this module is imported, as the others are: sources may be edited while a process runs on the old ones.
 _CODE = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in code_files())).hexdigest()
@@ -193,7 +203,7 @@ def switches(device: str) -> dict[str, Any]:
     kind = torch.device(device).type
     values: dict[str, Any] = {
         "autocast": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "off",
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_matmul_precision": _matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "mkldnn": [torch.backends.mkldnn.enabled, _float32_products(torch.backends.mkldnn)],
         "attention": [
@@ -201,6 +211,9 @@ def switches(device: str) -> dict[str, Any]:
             torch.backends.cuda.flash_sdp_enabled(),
             torch.backends.cuda.mem_efficient_sdp_enabled(),
         ],
+        "denormals": "kept" if bool(torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1 > 0) else "flushed",
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "code": _code_around(),
     }
     if kind == "cuda":
         products = torch.backends.cuda.matmul
@@ -210,6 +223,25 @@ def switches(device: str) -> dict[str, Any]:
             products.allow_bf16_reduced_precision_reduction,
         ]
     return values
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch 2.9 and later refuse to say, once it was set backend by backend
+        return "by backend"
+
+
+def _code_around() -> list[str]:
+    """Code of others that torch calls for every module or function in this process, which no other process has."""
+    modules = torch.nn.modules.module
+    hooks = [*modules._global_forward_pre_hooks.values(), *modules._global_forward_hooks.values()]
+    modes = [
+        *torch.overrides._get_current_function_mode_stack(),
+        *torch.utils._python_dispatch._get_current_dispatch_mode_stack(),
+    ]
+    around = [*hooks, *(mode for mode in modes if type(mode).__name__ != "DeviceContext")]
+    return [f"{getattr(each, '__qualname__', type(each).__qualname__)} {id(each)} in {_PROCESS}" for each in around]
 
 
 def _float32_products(backend: Any) -> Any:
@@ -233,6 +265,7 @@ class Bench:
         self.loaded = 0
         self._model: tuple[tuple[str | bool, ...], nn.Module] | None = None
         self._evaluator: Evaluator | None = None
+        self._around: dict[str, Any] = {}  # the switches under which the evaluator has computed what it keeps
         self._lock = threading.Lock()
 
     def __call__(self, cell: Cell) -> Evaluation:
@@ -245,15 +278,17 @@ class Bench:
         with self._lock:
             model = self._model_of(cell)
             evaluator = Evaluator(model, cell.input_ids)
-            last = self._evaluator
-            if last is not None and last.model is model and torch.equal(last.ids, evaluator.ids):
+            last, around = self._evaluator, environment(cell.device)
+            same = last is not None and last.model is model and torch.equal(last.ids, evaluator.ids)
+            if last is not None and same and self._around == around:
                 evaluator = last
+            self._around = around
             self._evaluator = evaluator  # the last one, and its phase 1, go before the next one takes memory
             return evaluator.run_shared(evaluator.setting(cell.arguments))
 
     def _model_of(self, cell: Cell) -> nn.Module:
         key: tuple[str | bool, ...] = (cell.model, cell.weights, cell.config, cell.dtype, cell.device, cell.onednn)
-        if self._model is None or self._model[0] != key:
+        if self._model is None or self._model[0] != key or not is_as_loaded(self._model[1]):
             self._model = self._evaluator = None
             model, _, here = loaded(
                 cell.model,

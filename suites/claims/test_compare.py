@@ -302,3 +302,26 @@ def test_what_is_no_regular_file_is_refused_and_not_read_for_ever(tmp_path, caps
         error = capsys.readouterr().err
         assert "no results at" in error
         assert error.count("\n") == 1
+
+
+def test_a_second_table_of_one_name_is_not_passed_over(folders, capsys):
+    twice = Results([run()], [*BEFORE.tables, table(row(1.0, 40.0), row(0.5, 99.0))])
+    main(folders(BEFORE, twice))
+    assert "Both have the same tables" not in capsys.readouterr().out
+    assert compare(BEFORE, twice).only_after == ("m/t/ppl",)
+    assert not compare(twice, twice).only_after
+
+
+def test_a_list_that_holds_nan_is_the_same_as_itself(folders):
+    listed = Results([run()], [table({"keep_ratio": 1.0, "ppl": [1.0, math.nan]})])
+    again = Results([run()], [table({"keep_ratio": 1.0, "ppl": [1.0, math.nan]})])
+    assert not compare(listed, again).moved
+    assert compare(listed, Results([run()], [table({"keep_ratio": 1.0, "ppl": [2.0, math.nan]})])).moved
+
+
+def test_a_value_without_end_is_cut_in_the_terminal_and_whole_in_the_file(folders, tmp_path, capsys):
+    long = Results([run(options={"knorm_text": "x" * 3_000_000})], BEFORE.tables)
+    assert main([*folders(BEFORE, long), "--out", str(tmp_path / "all.jsonl")]) == 0
+    assert "…" in (screen := capsys.readouterr().out)
+    assert len(screen) < 10_000
+    assert (tmp_path / "all.jsonl").stat().st_size > 3_000_000

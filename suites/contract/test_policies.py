@@ -53,6 +53,21 @@ def test_a_finding_names_the_smallest_case_the_claim_and_how_to_see_it() -> None
     ]
 
 
+def test_scores_that_are_nan_break_the_promise_that_they_can_be_ranked_whichever_check_comes_upon_them() -> None:
+    class NaNForSomeTexts(Policy):
+        reads = "cache"
+
+        def score(self, seen: Any) -> Any:
+            scores = seen.keys.sum(dim=-1)
+            return scores / 0 * 0 if len(scores) == 2 else scores  # only where two texts are looked at together
+
+    finding = CHECKS["rows_are_independent"].find(as_policy(NaNForSomeTexts()))
+    assert finding is not None
+    assert finding.check == "scores_can_be_ranked"
+    assert finding.expected == "scores that can be ranked"
+    assert "returned NaN" in finding.got
+
+
 def test_one_exception_is_one_finding() -> None:
     class Raises(Policy):
         def score(self, seen: Any) -> Any:

@@ -81,3 +81,13 @@ class HiddenStates(Policy):
 
 HALF = Weighted(0.5)
 NOT_A_POLICY = 3
+
+
+class Fails(Policy):
+    """One that takes no arguments, and whose own code fails."""
+
+    def __init__(self):
+        self.weight = 1 + None
+
+    def score(self, seen):
+        return self.weight * seen.positions

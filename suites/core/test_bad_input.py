@@ -321,3 +321,54 @@ def test_an_evaluation_is_shown_in_a_line():
         f"{evaluation.effective_prune_after}, 0 to {max(evaluation.evictions_per_layer)} evictions per layer, peak "
         f"cache {evaluation.peak_cache}, onepass)"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16])
+def test_token_ids_are_integers_of_any_width(dtype):
+    model, ids = tiny_model("llama"), random_ids(60)
+    given = {"keep_ratio": 0.5, "prune_after": 40}
+    assert torch.equal(evaluate(model, ids.to(dtype), **given).nll, evaluate(model, ids, **given).nll)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (torch.zeros(60, dtype=torch.int64, device="meta"), ValueError, "input_ids is on the device meta"),
+        (torch.zeros(60, dtype=torch.int64).to_sparse(), ValueError, "input_ids is on the layout torch.sparse_coo"),
+        (torch.full((60,), 2**63, dtype=torch.uint64), ValueError, "input_ids holds -9223372036854775808"),
+    ],
+)
+def test_tensors_that_hold_no_plain_ids_are_refused(ids, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(tiny_model("llama"), ids, keep_ratio=0.5, prune_after=40)
+
+
+@pytest.mark.parametrize("name", ["adjust", "allow_no_eviction"])
+@pytest.mark.parametrize("value", [None, 1, "yes", [], [0.5], torch.tensor([0.5, 0.5])])
+def test_a_switch_is_true_or_false(name, value):
+    with pytest.raises(TypeError, match=f"{name}=.* is neither True nor False"):
+        evaluate(tiny_model("llama"), random_ids(60), keep_ratio=0.5, prune_after=40, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: evaluate_rows(tiny_model("llama"), random_ids(60), [0.5]), "rows is a list"),
+        (lambda: evaluate_rows(tiny_model("llama"), random_ids(60), {"a": 0.5}), r"rows\['a'\] is a float"),
+        (lambda: evaluate(tiny_model("llama"), random_ids(60), keep_ratio=0.5, skip_layers=torch.tensor(1)), "skip_la"),
+        (lambda: load_model(None), "name=None is no name and no path"),
+        (lambda: load_model(b"x"), "name=b'x' is no name and no path"),
+        (lambda: load_texts("embedded-short", None), "tokenizer=None is no tokenizer"),
+        (lambda: load_texts(3, print), "name=3 is no name and no path"),
+        (lambda: load_texts([0.5], print), "name=0.5 is no name and no path"),
+        (lambda: load_texts("embedded-short", print, text_dir=3), "text_dir=3 is no name and no path"),
+    ],
+)
+def test_what_is_of_another_type_is_said_by_name(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_no_tokens_at_all_are_not_the_default():
+    with pytest.raises(ValueError, match="max_eval_tokens=0 is below 34"):
+        load_texts("embedded-short", print, max_eval_tokens=0)

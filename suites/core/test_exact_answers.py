@@ -8,9 +8,10 @@ from fractions import Fraction
 import pytest
 import torch
 
-from knorm_core import effective_prune_after, eviction_schedule, kept_count, l2_compress
+from knorm_core import effective_prune_after, evaluate, eviction_schedule, kept_count, l2_compress
 from knorm_core.cache import check_skip_layers, read_layers, with_layers
 from knorm_core.counts import check_choice, check_int, check_keep_ratio
+from knorm_core.evaluator import evaluate_batch, evaluate_table
 from knorm_core.methods.attention import NEVER, mortal_attention
 from knorm_core.methods.deaths import layer_deaths
 from knorm_core.methods.replay import replayed_deaths
@@ -20,6 +21,7 @@ from knorm_core.policy import key_scores
 from knorm_core.policy_names import find_policy
 from knorm_core.selection import Protection
 from knorm_core.setting import Setting
+from suites.families import random_ids, tiny_model
 
 pytestmark = pytest.mark.fast
 
@@ -230,6 +232,19 @@ def test_tensors_are_made_where_the_keys_are_whatever_the_default_device():
     for here, there in zip(expected, made, strict=True):
         assert there.device.type == "cpu"
         assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("method", ["onepass", "stepwise"])
+@pytest.mark.parametrize("arguments", [{}, {"policy": "snapkv", "keep_ratio": 0.9}, {"positions": "rerotated"}])
+def test_a_default_device_without_numbers_changes_no_evaluation(method, arguments):
+    given = {"keep_ratio": 0.5, "prune_after": 40, "method": method, **arguments}
+    model, ids = tiny_model("llama"), random_ids(60).tolist()
+    expected = evaluate(model, ids, **given).nll
+    with torch.device("meta"):
+        nll = [evaluate(model, ids, **given).nll, evaluate_batch(model, [ids], **given)[0].nll]
+        ratio = given.pop("keep_ratio")
+        nll += [each.nll for each in evaluate_table(model, ids, keep_ratios=[ratio], **given).values()]
+    assert all(torch.equal(each, expected) for each in nll)
 
 
 def test_the_token_fed_at_the_step_of_a_death_no_longer_sees_the_key():

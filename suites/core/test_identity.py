@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from knorm_core import ModelNotFoundError, evaluate, load_model
+from knorm_core.inputs import loaded as inputs_loaded
 from knorm_core.inputs.models import model_identity
 from knorm_core.inputs.tokenizers import load_tokenizer
 from suites.families import PROMISED, random_ids, tiny_model
@@ -139,18 +141,107 @@ def test_a_tensor_without_a_place_is_refused(name, folder):
     assert_refused(folder, reason, "its weights are not those of its configuration")
 
 
+FREQUENCIES = 10_000.0 ** -(torch.arange(4) / 4)  # of rope_theta 10,000 and heads of width 8
+
+
 @pytest.mark.parametrize(
-    ("name", "shape"),
+    "tensors",
     [
-        ("model/layers/1/self_attn/rotary_emb/inv_freq", (4,)),
-        ("model/layers/3/mlp/up_proj/weight", (48, 32)),  # a layer that drafts tokens
-        ("model/embeddings/position_ids", (1, 64)),
+        {"model/layers/1/self_attn/rotary_emb/inv_freq": FREQUENCIES.half()},
+        {"model/layers/1/attn/bias": torch.ones(1, 1, 16, 16, dtype=torch.bool).tril()},
+        {"model/layers/3/mlp/up_proj/weight": torch.ones(48, 32), "model/layers/3/eh_proj/weight": torch.ones(32, 64)},
+        {"model/embeddings/position_ids": torch.arange(64)[None]},
+    ],
+    ids=["frequencies", "mask", "a layer that drafts tokens", "positions"],
+)
+def test_a_tensor_that_decides_nothing_is_none_too_many(tensors, folder):
+    change(folder, num_nextn_predict_layers=1)
+    change_tensors(folder, **tensors)
+    load_model(folder)
+
+
+def test_half_a_model_is_refused_whose_other_half_calls_itself_drafts(folder):
+    change(folder, num_hidden_layers=2, num_nextn_predict_layers=1)
+    assert_refused(folder, "weights of more than the 2 layers")
+
+
+def test_what_transformers_computes_is_refused_where_it_is_stored_with_other_numbers(folder):
+    change_tensors(folder, **{"model/rotary_emb/inv_freq": FREQUENCIES * 1.05})
+    assert_refused(folder, "model.rotary_emb.inv_freq", "rope_theta")
+
+
+def test_a_mask_that_is_not_causal_is_refused(folder):
+    change_tensors(folder, **{"model/layers/1/attn/bias": torch.ones(1, 1, 16, 16, dtype=torch.uint8)})
+    assert_refused(folder, "model.layers.1.attn.bias", "not causal")
+
+
+def test_weights_that_are_not_finite_are_said_to_be(folder):
+    change_tensors(folder, **{QUERY.replace("q_proj", "k_proj").replace(".", "/"): torch.full((16, 32), math.nan)})
+    with pytest.raises(ValueError, match="keys in layer 1 that are not finite: its weights hold NaN or infinity"):
+        evaluate(load_model(folder)[0], random_ids(60), keep_ratio=0.5, prune_after=40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_numbers_are_those_that_were_read_whatever_is_written_into_the_file_afterwards(dtype, folder):
+    stored = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load_model(folder, dtype)[0]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    size = (folder / "model.safetensors").stat().st_size
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(size // 2)
+        file.write(bytes(size // 4))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_whose_files_change_between_hash_and_load_is_refused(folder, monkeypatch):
+    def changed_first(*arguments):
+        os.replace(shutil.copy(folder / "model.safetensors", folder / "new"), folder / "model.safetensors")
+        return load_model(*arguments)
+
+    monkeypatch.setattr(inputs_loaded, "load_model", changed_first)
+    with pytest.raises(ModelNotFoundError, match="changed while they were read"):
+        inputs_loaded.loaded(str(folder))
+
+
+def test_a_tokenizer_that_draws_ids_at_random_is_refused(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["dropout"] = 0.5
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    change_settings(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    assert_refused(folder, "draws ids at random", "dropout=0.5")
+
+
+def test_what_repairs_a_tokenizer_by_the_models_version_goes_into_its_identity(folder):
+    change_settings(folder / "tokenizer_config.json", fix_mistral_regex=True)
+    change(folder, model_type="mistral", transformers_version="4.50.0")
+    before = model_identity(folder).tokenizer
+    change(folder, transformers_version="5.1.0")
+    assert model_identity(folder).tokenizer != before
+
+
+@pytest.mark.parametrize(
+    ("index", "named"),
+    [
+        ({"metadata": {}, "weight_map": {QUERY: "pytorch_model.bin"}}, "names 'pytorch_model.bin'"),
+        ({"metadata": {}, "weight_map": {QUERY: "config.json"}}, "names 'config.json'"),
+        ({"metadata": {}, "weight_map": {}}, "names no weights"),
+        ({"weight_map": {QUERY: "a.safetensors"}}, "without metadata"),
+        ({"metadata": {}, "weight_map": ["a.safetensors"]}, "without weight_map"),
     ],
 )
-def test_a_tensor_that_decides_nothing_is_none_too_many(name, shape, folder):
-    change(folder, num_nextn_predict_layers=1)
-    change_tensors(folder, **{name: torch.ones(shape)})
-    load_model(folder)
+def test_an_index_names_safetensors_or_is_refused(index, named, folder):
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_refused(folder, named)
+
+
+def test_a_configuration_by_version_is_refused(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.4.0.0.json").write_text(json.dumps(settings | {"transformers_weights": "pytorch_model.bin"}))
+    change(folder, configuration_files=["config.4.0.0.json"])
+    assert_refused(folder, "configuration_files=['config.4.0.0.json']")
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])

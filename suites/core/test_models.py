@@ -126,10 +126,11 @@ def test_weights_of_more_layers_than_the_configuration_has_are_refused(saved_mod
 
 def test_a_layer_that_drafts_tokens_is_none_too_many(tmp_path):
     drafts = SimpleNamespace(num_hidden_layers=2, num_nextn_predict_layers=1)
-    tensors._check_layers(["model.layers.2.mlp.weight", "model.rotary.inv_freq"], drafts, "the model")
+    stored = ["model.layers.2.mlp.weight", "model.layers.2.eh_proj.weight", "model.rotary.inv_freq"]
+    tensors._check_layers(stored, drafts, tensors._drafting(stored, drafts), "the model")
     with pytest.raises(ModelNotFoundError, match=r"more than the 3 layers of its configuration, such as 'layers.3.x'"):
-        tensors._check_layers(["model.layers.2.x", "layers.3.x"], drafts, "the model")
-    tensors._check_layers(["layers.9.x"], SimpleNamespace(), "the model")  # which has no number of layers
+        tensors._check_layers([*stored, "layers.3.x"], drafts, tensors._drafting(stored, drafts), "the model")
+    tensors._check_layers(["layers.9.x"], SimpleNamespace(), set(), "the model")  # which has no number of layers
 
 
 def test_a_missing_package_names_the_command_that_installs_it(tmp_path, monkeypatch):

@@ -95,6 +95,7 @@ class Thawed(Policy):
         ("nowhere.at_all:X", ValueError, "policy='nowhere.at_all:X' cannot be imported: No module named 'nowhere'"),
         ("suites.core.own_policies:X", ValueError, ".*cannot be imported: suites.core.own_policies has no X"),
         ("suites.core.own_policies:Weighted", TypeError, "needs arguments .*weight.*: give an instance"),
+        ("suites.core.own_policies:Fails", ValueError, ".*Fails' cannot be made: TypeError: unsupported operand"),
         ("suites.core.own_policies:NOT_A_POLICY", TypeError, "is not a policy: give one of 'low_norm'"),
         (TOVA, TypeError, r"policy=TOVA is a class: give an instance, TOVA\(\)"),
         (3, TypeError, "policy=3 is not a policy"),

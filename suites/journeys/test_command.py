@@ -18,7 +18,11 @@ def test_every_command_explains_itself(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert "exit status:" in text
+    statuses = [
+        line.split()[0] for line in text.partition("exit status:")[2].splitlines() if line[:4].strip().isdigit()
+    ]
+    assert statuses == (["0", "1", "2"] if command in ("check", "compare") else ["0", "2"])
+    assert "check:" not in text.partition("exit status:")[2]
     assert f"usage: knorm {command}" in text
 
 
@@ -41,6 +45,12 @@ def test_a_model_and_a_text_of_ones_own_give_a_table(own_model, tmp_path, capsys
         (["eval", "--model", "no-such-model"], "knorm eval: unknown model 'no-such-model'"),
         (["eval", "--keep-ratios", "50", "--model", "no-such-model"], "knorm eval: keep_ratio=50.0 is outside (0, 1]"),
         (["eval", "--policy", "lownorm", "--model", "no-such-model"], "knorm eval: policy='lownorm' is not one of"),
+        (
+            ["eval", "--positions", "x", "--model", "no-such-model"],
+            "knorm eval: --positions='x' is not one of 'absolute'",
+        ),
+        (["eval", "--prune-after", "0", "--model", "no-such-model"], "knorm eval: --prune-after=0 is below 1"),
+        (["eval", "--max-tokens", "-3", "--model", "no-such-model"], "knorm eval: --max-tokens=-3 is below 34"),
         (["check"], "knorm check: name a compressor, MODULE:NAME"),
         (["compare", "no-such-folder", "other"], "knorm compare: no results at no-such-folder"),
         (["report", "no-such-folder"], "knorm report: no results at no-such-folder"),
@@ -51,12 +61,12 @@ def test_what_is_wrong_is_one_sentence_and_status_2(arguments, sentence, capsys)
     assert capsys.readouterr().err.startswith(sentence)
 
 
-@pytest.mark.parametrize("given", [["mine:f"], ["--evaluator", "mine:f"], ["--policy", "mine:f"]])
-def test_check_takes_a_compressor_an_evaluator_and_a_policy(given, monkeypatch):
+@pytest.mark.parametrize("named", [["mine:f"], ["--evaluator", "mine:f"], ["--policy", "mine:f"]])
+def test_check_takes_a_compressor_an_evaluator_and_a_policy(named, monkeypatch):
     runs = []
     monkeypatch.setattr(pytest, "main", lambda arguments: runs.append(arguments) or pytest.ExitCode.TESTS_FAILED)
-    assert main(["check", *given]) == 1
-    kind = given[0].removeprefix("--") if len(given) > 1 else "compressor"
+    assert main(["check", *named]) == 1
+    kind = named[0].removeprefix("--") if len(named) > 1 else "compressor"
     assert runs[0][-1] == f"--knorm-{kind}=mine:f"
 
 

@@ -112,8 +112,10 @@ def test_a_repository_of_ones_own_pins_its_own_policy(own_model, fresh_folder, t
 
 
 def test_a_compressor_and_a_policy_of_ones_own_at_the_command(own_model, fresh_folder, typed):
+    before = {path.name for path in fresh_folder.iterdir()} | {"__pycache__"}
     held = typed("knorm check mine:compress")
     assert held.status == 0, held.screen
+    assert {path.name for path in fresh_folder.iterdir()} <= before
     broken = typed("knorm check mine:off_by_one")
     assert broken.status == 1
     assert "off_by_one" in broken.end

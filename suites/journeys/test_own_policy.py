@@ -93,6 +93,19 @@ def test_the_reproduction_gives_tables_controls_intervals_and_a_page(fresh):
     assert not [test for test in results.tests if "test_breadth" in test.nodeid or "suites/experiments" in test.nodeid]
 
 
+def test_a_table_is_skipped_where_a_policy_protects_more_than_is_kept_of_short_texts(fresh):
+    (fresh / "short.txt").write_text("The ferry left at nine. Nobody had counted the passengers. " * 12)
+    run = run_pytest(
+        fresh,
+        *("-m", "repro", "-rs", "--knorm-policy", "pyramidkv", "--knorm-model", "model", "--knorm-text", "short.txt"),
+        *("--knorm-max-eval-tokens", "120", "--knorm-keep-ratios", "0.1", "--knorm-store", "off"),
+        str(REPOSITORY / "suites" / "reproduction" / "test_reproduction.py"),
+    )
+    assert run.returncode == 0, run.stdout
+    assert "keys, and keep_ratio=0.1" in run.stdout
+    assert "failed" not in run.stdout
+
+
 def test_the_how_to_runs_as_it_is_printed(capsys):
     variables: dict[str, object] = {}
     idea, *others = EXAMPLES

@@ -29,6 +29,9 @@ OTHER_FILES = ["other.safetensors", "adapter_model.bin", "pytorch_model.bin", ".
 SETTINGS = {
     "transformers_weights": [*OTHER_FILES, 1, {}, []],
     "auto_map": [{}, {"AutoModelForCausalLM": "x--y.Z"}],
+    "configuration_files": [["config.4.0.0.json"], [], "x"],
+    "fusion_config": [{"patch_embeddings": True}, {"nonsense": True}, "x"],
+    "num_nextn_predict_layers": [1, 3, 10**9],
     "attn_implementation": ["org/repo", "eager", "flash_attention_2", 7],
     "_attn_implementation": ["org/repo", "eager"],
     "quantization_config": [{"quant_method": "fp8"}, {"quant_method": "bitsandbytes", "load_in_8bit": True}, {}, 3],
@@ -55,6 +58,7 @@ SETTINGS = {
 FILES = [
     *OTHER_FILES[:3], "adapter_config.json", "adapter_model.safetensors", "model.safetensors.index.json",
     "modeling_llama.py", "configuration_llama.py", "generation_config.json", "quantize_config.json",
+    "config.4.0.0.json", "shard-00000-model-00001-of-00001.safetensors", "quant_config.json", "head.safetensors",
     "model-00001-of-00002.safetensors", "pytorch_model.bin.index.json", "consolidated.safetensors",
     "preprocessor_config.json", "chat_template.jinja", "added_tokens.json", "special_tokens_map.json",
 ]  # fmt: skip
@@ -133,26 +137,22 @@ def test_a_setting_that_asks_for_something_else_changes_no_number_under_the_same
 @few_and_many
 def test_a_file_that_lies_beside_the_model_changes_no_number_under_the_same_name(examples, check):
     @settings(max_examples=examples)
-    @given(name=st.sampled_from(FILES), content=st.sampled_from(CONTENTS))
-    def run(name, content):
-        check(lambda place: put(place / name, content))
+    @given(files=st.dictionaries(st.sampled_from(FILES), st.sampled_from(CONTENTS), min_size=1, max_size=3))
+    def run(files):
+        check(lambda place: [put(place / name, content) for name, content in files.items()])
 
     run()
 
 
 @few_and_many
 def test_what_is_no_regular_file_in_the_place_of_one_is_refused(examples, check):
-    @settings(max_examples=examples)
-    @given(
-        name=st.sampled_from([WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json"]),
-        content=st.sampled_from(["fifo", "zero", "folder", "circle", "empty", "[]", "index", "pickle"]),
-    )
-    def run(name, content):
-        def change(place):
-            (place / name).unlink()
-            put(place / name, content)
+    names = st.sampled_from([WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json"])
+    contents = st.sampled_from(["fifo", "zero", "folder", "circle", "empty", "[]", "index", "pickle"])
 
-        check(change)
+    @settings(max_examples=examples)
+    @given(files=st.dictionaries(names, contents, min_size=1, max_size=3))  # one name has too few contents for many
+    def run(files):
+        check(lambda place: [put(place / name, content) for name, content in files.items()])
 
     run()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -23,7 +24,7 @@ from knorm_core.experiments.codecs import CHOICES, DIVERGENCE, FLAG, HEAD
 from knorm_core.experiments.divergence import divergence
 from knorm_core.experiments.norm_attention import HeadObservation
 from knorm_core.experiments.precision import evaluate_choices
-from knorm_core.inputs.loaded import loaded
+from knorm_core.inputs.loaded import is_as_loaded, loaded
 from knorm_core.inputs.models import ModelNotFoundError, load_model, model_identity
 from knorm_core.policies import TOVA
 from knorm_core.sweeps.cells import Bench, code_files, environment, sweep_cells
@@ -48,11 +49,18 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def passes(tiny):
-    """``passes(action)``: its value, and the forward passes of the tiny model that it took."""
+def passes(tiny, monkeypatch):
+    """``passes(action)``: its value, and the forward passes of a tiny model that it took."""
     seen = []
-    # Private copies of the model, which are what is run, keep the hook.
-    hook = tiny.register_forward_hook(lambda *_: seen.append(1))
+    forward = type(tiny).forward
+
+    @functools.wraps(forward)
+    def counted(*arguments, **options):
+        seen.append(1)
+        return forward(*arguments, **options)
+
+    # Not a hook: a model with a hook is no longer the one that was loaded.
+    monkeypatch.setattr(type(tiny), "forward", counted)
 
     def during(action):
         seen.clear()
@@ -61,8 +69,7 @@ def passes(tiny):
     for tokens in (60, 120):
         evaluate(tiny, random_ids(tokens), keep_ratio=0.5)  # a model is probed once for each length
     assert seen
-    yield during
-    hook.remove()
+    return during
 
 
 # --- numbers
@@ -333,8 +340,33 @@ def test_a_cell_is_evaluated_with_the_model_and_the_precision_that_it_names(cell
         lambda model: model.to(torch.bfloat16),
         lambda model: model.lm_head.register_parameter("bias", torch.nn.Parameter(torch.ones(VOCABULARY))),
         lambda model: setattr(model.lm_head, "weight", torch.nn.Parameter(2 * model.lm_head.weight)),
+        lambda model: model.lm_head.weight.data.mul_(2),
+        lambda model: np.multiply(values := model.lm_head.weight.detach().numpy(), 2, out=values),
+        lambda model: model.lm_head.weight.data.copy_(model.lm_head.weight.flip(1)),
+        lambda model: model.model.rotary_emb.inv_freq.mul_(2),
+        lambda model: setattr(model.model.norm, "variance_epsilon", 1.0),
+        lambda model: setattr(model.model.layers[0].mlp, "act_fn", torch.nn.ReLU()),
+        lambda model: setattr(model.model.layers[0].mlp, "forward", torch.zeros_like),
+        lambda model: model.model.norm.register_forward_hook(lambda module, given, made: 2 * made),
+        lambda model: model.model.norm.register_forward_pre_hook(lambda module, given: (given[0] + 1,)),
+        lambda model: torch.nn.utils.parametrizations.spectral_norm(model.lm_head),
     ],
-    ids=["written to", "converted", "added to", "replaced"],
+    ids=[
+        "written to",
+        "converted",
+        "added to",
+        "replaced",
+        "data",
+        "numpy",
+        "columns exchanged",
+        "buffer",
+        "attribute",
+        "activation",
+        "forward",
+        "hook",
+        "hook before",
+        "parametrization",
+    ],
 )
 def test_a_model_that_was_changed_in_memory_is_no_cells_model(change, cells_of, tiny_folder, store):
     [cell] = cells_of([{"keep_ratio": 0.5, "prune_after": 40, "policy": "high_norm"}], tokens=60)
@@ -346,6 +378,72 @@ def test_a_model_that_was_changed_in_memory_is_no_cells_model(change, cells_of, 
     assert loaded(tiny_folder, "float32").model is not held
     [outcome] = run_cells([cell], store=store)
     assert equal(outcome.result(), expected)
+
+
+def test_an_evaluation_leaves_a_model_as_it_was_loaded(cells_of, tiny):
+    [cell] = cells_of([{"keep_ratio": 0.5, "prune_after": 40}], tokens=60)
+    bench = Bench()
+    for _ in range(2):
+        bench(cell)
+        evaluate(tiny, cell.input_ids, **cell.arguments, method="stepwise")
+    assert is_as_loaded(tiny)
+    assert bench.loaded == 1
+
+
+@pytest.mark.parametrize("change", ["precision", "hook", "model"])
+def test_what_changes_between_two_cells_of_a_run_changes_the_second_alone(change, cells_of, tiny_folder, store):
+    [cell] = cells_of([{"keep_ratio": 1.0, "prune_after": 40}], tokens=60)
+    cell = dataclasses.replace(cell, dtype="float32")
+    held = loaded(tiny_folder, "float32").model
+    run = run_cells([cell, cell], store=store)
+    first = next(run).result()
+    with contextlib.ExitStack() as left:
+        if change == "precision":
+            left.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("medium")
+            second = next(run)
+            assert second.stored is None  # it is no longer the same cell
+        elif change == "hook":
+            hook = torch.nn.modules.module.register_module_forward_hook(
+                lambda module, given, made: 1.5 * made if isinstance(module, torch.nn.Linear) else None
+            )
+            left.callback(hook.remove)
+            second = next(run)
+            assert second.stored is None
+            assert not equal(second.result(), first)
+        else:
+            run = run_cells([cell, cell])
+            assert equal(next(run).result(), first)
+            with torch.no_grad():
+                held.lm_head.weight.mul_(2)
+            assert equal(next(run).result(), first)
+    [after] = run_cells([cell], store=Store(store.path))
+    assert equal(after.result(), first)
+
+
+@pytest.mark.parametrize("switch", ["function mode", "hook", "variable", "backend", "denormals"])
+def test_a_switch_of_the_process_is_part_of_the_environment(switch, monkeypatch):
+    before = environment("cpu")
+    with contextlib.ExitStack() as left:
+        if switch == "function mode":
+            left.enter_context(torch.overrides.BaseTorchFunctionMode())
+        elif switch == "hook":
+            left.callback(torch.nn.modules.module.register_module_forward_pre_hook(print).remove)
+        elif switch == "variable":
+            monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+        elif switch == "backend":
+            products = torch.backends.mkldnn.matmul if hasattr(torch.backends.mkldnn, "matmul") else None
+            if not hasattr(products, "fp32_precision"):
+                pytest.skip("this torch has one switch for all backends")
+            left.callback(setattr, products, "fp32_precision", products.fp32_precision)
+            products.fp32_precision = "bf16"
+        else:
+            if not torch.set_flush_denormal(True):
+                pytest.skip("this processor does not flush denormal numbers")
+            left.callback(torch.set_flush_denormal, False)
+        assert environment("cpu") != before
+    monkeypatch.undo()
+    assert environment("cpu") == before
 
 
 # --- how results are stored
