@@ -7,12 +7,14 @@ import functools
 import pytest
 
 from knorm_core.experiments.breadth import RATIOS, SINKS, TEXTS, UNCOMPRESSED, Row
+from knorm_core.experiments.breadth import ROWS as BREADTH_ROWS
 from knorm_core.plugin.inputs import made_from
 from knorm_core.sweeps.cells import Cell
 from suites.gemma.package import SHA256
 from suites.human_texts import human_or_embedded
 
-#: Rows at each keep ratio: without protection, then with four sinks.
+#: Rows at each keep ratio: without protection, then with four sinks; and the paper's setting, whose layers 0 and 1
+#: are none of those that are compressed.
 ROWS = (
     UNCOMPRESSED,
     *(
@@ -20,9 +22,10 @@ ROWS = (
         for ratio in RATIOS
         for row in (
             *(Row(policy, ratio) for policy in ("low_norm", "random", "high_norm")),
-            *(Row(policy, ratio, sinks=SINKS) for policy in ("random", "newest")),
+            *(Row(policy, ratio, sinks=SINKS) for policy in ("low_norm", "random", "newest")),
         )
     ),
+    *(row for row in BREADTH_ROWS if row.keep_ratio == 0.98),
 )
 # Between sets of instructions perplexities of 512 tokens move by some 1e-5, and a near tie may evict another key.
 TOLERANCE = 1e-4
