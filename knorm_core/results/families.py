@@ -8,6 +8,8 @@ from knorm_core.results.records import Transfer, Verdict
 
 #: In the place of an answer where a family has no table that the claim could be tested on.
 NOT_RUN = "not run"
+#: In the place of an answer where the claim is one of which no other model can say anything.
+OWN_ONLY = "own model only"
 #: Families that have a column everywhere: their names by the first part of their tables' names.
 FAMILIES: Mapping[str, str] = {
     "smollm2-135m": "SmolLM2-135M",
@@ -26,9 +28,9 @@ def columns(verdicts: Iterable[Verdict]) -> dict[str, str]:
 
 
 def answer_of(verdict: Verdict, model: str) -> str:
-    """What a model shows of a claim, in one of the ledger's words; `NOT_RUN` where that is nothing."""
+    """What a model shows of a claim, in one of the ledger's words; `NOT_RUN` or `OWN_ONLY` where that is nothing."""
     transfer = _transfers(verdict).get(model)
-    return transfer.answer if transfer else verdict.own.get(model, NOT_RUN)
+    return transfer.answer if transfer else verdict.own.get(model, OWN_ONLY if verdict.own_only else NOT_RUN)
 
 
 def why_of(verdict: Verdict, model: str) -> str:

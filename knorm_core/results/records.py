@@ -249,6 +249,7 @@ class Verdict:
         transfers: what each other model shows.
         tables: names of the tables that it was judged by; empty where there were none.
         own: the verdict on each model that the claim is about and that has tables, by the model's slug.
+        own_only: whether the claim is one of which no other model can say anything, such as a perplexity.
     """
 
     id: str
@@ -266,6 +267,7 @@ class Verdict:
     transfers: Sequence[Transfer] = ()
     tables: Sequence[str] = ()
     own: Mapping[str, str] = field(default_factory=dict)
+    own_only: bool = False
 
     @property
     def reason(self) -> str:

@@ -1,4 +1,7 @@
-"""Where the sink is, and what its key's norm says of it: before QK-norm, and after, which is what low norm sees."""
+"""Where the sink is, and what its key's norm says of it: before QK-norm, and after, which is what low norm sees.
+
+32 texts of 512 tokens take 90 CPU-seconds in float64.
+"""
 
 from __future__ import annotations
 
@@ -124,4 +127,5 @@ def test_norm_against_later_attention_matches_the_baseline(gemma, texts_and_note
         ],
         *notes,
     )
-    check_rows(f"{name}/norm-attention", list(map(asdict, heads)), ["layer", "head"], texts[:1], tokens=512)
+    rows = list(map(asdict, heads))
+    check_rows(f"{name}/norm-attention", rows, ["layer", "head"], texts[:1], of_one_text=True, tokens=512)

@@ -56,6 +56,7 @@ verdicts = st.builds(
     ),
     tables=st.lists(words, max_size=2),
     own=st.dictionaries(words, st.sampled_from([*VERDICTS]), max_size=2),
+    own_only=st.booleans(),
 )
 
 
