@@ -15,6 +15,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from knorm_core.results.families import FAMILIES, answer_of, why_of
 from knorm_core.results.records import TRANSFERS, VERDICTS, Verdict
 from suites.claims.readme import definitions, ledger
 from suites.meta.map import environments
@@ -23,15 +24,16 @@ _SOURCES = {"report": "The report on Pythia-70M", "paper": "The paper"}
 
 
 def ledger_page() -> str:
-    """All claims by source and verdict, with what the stored tables say; claims of one reason share it."""
+    """All claims, a column per family; then by source and verdict, with what the tables say, one reason once."""
     verdicts = ledger()
     counts = Counter(verdict.verdict for verdict in verdicts)
     lines = [", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word]) + f"; {len(verdicts)} claims."]
     for source, claims in groupby(verdicts, key=lambda verdict: verdict.source):
-        lines += ["", f"## {_SOURCES.get(source, source)}"]
-        by_word: dict[str, dict[str, list[Verdict]]] = {word: defaultdict(list) for word in VERDICTS}
+        claims = list(claims)
+        lines += ["", f"## {_SOURCES.get(source, source)}", "", *_at_a_glance(claims)]
+        by_word: dict[str, dict[tuple[str, ...], list[Verdict]]] = {word: defaultdict(list) for word in VERDICTS}
         for verdict in claims:
-            by_word[verdict.verdict][verdict.reason].append(verdict)
+            by_word[verdict.verdict][verdict.reason, *(why_of(verdict, model) for model in FAMILIES)].append(verdict)
         for word, by_reason in by_word.items():
             if by_reason:
                 lines += ["", f"### {word.capitalize()}"]
@@ -48,12 +50,17 @@ def _claims(sharing: list[Verdict]) -> list[str]:
         lines.append(said.why)
     if said.needs:
         lines.append(f"Needs {said.needs}.")
-    lines += [f"\\\nOn {other.model} it **{_answer(other.answer)}**. {other.why}" for other in said.transfers]
+    for model, name in FAMILIES.items():
+        if why := why_of(said, model):
+            lines.append(f"\\\n{name}: **{answer_of(said, model)}**. {why}")
     return [f"{'-' if not index else ' '} {line}" for index, line in enumerate("\n".join(lines).split("\n"))]
 
 
-def _answer(answer: str) -> str:
-    return "is open" if answer == "open" else answer
+def _at_a_glance(claims: list[Verdict]) -> list[str]:
+    """A table of one source's claims: the verdict, which is on the claim's own models, and what each family shows."""
+    rows = [[each.claim, each.verdict, *(answer_of(each, model) for model in FAMILIES)] for each in claims]
+    head = ["claim", "verdict", *FAMILIES.values()]
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def verdict_words() -> str:

@@ -84,6 +84,8 @@ def _judge(claim: Claim, results: Results) -> Verdict:
         needs=decisive.needs,
         transfers=[] if claim.stand_in is None else _transfers(claim, results, [m for m in measured if m not in own]),
         tables=decisive.tables,
+        own={finding.model: finding.verdict for finding in findings},
+        own_only=claim.stand_in is None and not claim.about_any_model,
     )
 
 

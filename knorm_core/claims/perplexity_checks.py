@@ -10,7 +10,7 @@ from knorm_core.claims import rules
 from knorm_core.claims.checks import MORE_ROUNDS, MORE_TEXTS, Answer, check
 from knorm_core.claims.tables import Missing, Tables, describe, find_row, interval, named_after, number
 from knorm_core.results.interval import Interval
-from knorm_core.results.records import Number
+from knorm_core.results.records import Number, Table
 
 
 @check()
@@ -131,9 +131,12 @@ def better(
     row: Mapping[str, Any],
     reference: Mapping[str, Any],
     keep_ratios: Sequence[float],
+    instead: Mapping[str, Any] | None = None,
 ) -> Answer:
-    """``row`` has a lower perplexity than ``reference``, at every keep ratio."""
+    """``row``, or ``instead`` where it was run, has a lower perplexity than ``reference``, at every keep ratio."""
     table = tables.table(name)
+    if instead and all(_has_row(table, {**instead, "keep_ratio": keep}) for keep in keep_ratios):
+        row = instead
     ratios = {
         f"at keep {keep:g}": tables.between(
             name, *(find_row(table, {**labels, "keep_ratio": keep}) for labels in (row, reference))
@@ -142,6 +145,14 @@ def better(
     }
     why = f"{describe(reference)} against {describe(row)}: {_listed(ratios)}"
     return Answer(rules.better([*ratios.values()]), why, _numbers(ratios), MORE_TEXTS)
+
+
+def _has_row(table: Table, labels: Mapping[str, Any]) -> bool:
+    try:
+        find_row(table, labels)
+    except Missing:
+        return False
+    return True
 
 
 @check(of_any_weights=True)

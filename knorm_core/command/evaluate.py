@@ -19,7 +19,10 @@ _DEFAULT_RATIOS = "0.9,0.7,0.5,0.3,0.1"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default="smollm2-135m", metavar="PATH_OR_ID", help="a folder, a hub id, or (default) %(default)s"
+        "--model",
+        default="smollm2-135m",
+        metavar="PATH_OR_ID",
+        help="a folder, a GGUF file, a hub id, or (default) %(default)s",
     )
     parser.add_argument(
         "--text",

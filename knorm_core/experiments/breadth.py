@@ -145,7 +145,11 @@ def compared(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
     """Rows and what each is held against: low norm at its keep ratio, and random with the same tokens protected."""
     rows = list(rows)
     against = [(row, row.low_norm) for row in rows if row not in (UNCOMPRESSED, row.low_norm)]
-    against += [(row, row._replace(policy="random")) for row in rows if row.policy in ("high_norm", "newest")]
+    against += [
+        (row, row._replace(policy="random"))
+        for row in rows
+        if row.policy in ("high_norm", "newest") or (row.policy == "low_norm" and row.sinks)
+    ]
     return [(row, other) for row, other in against if other in rows]
 
 

@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--knorm-model",
         default=EMBEDDED,
         metavar="PATH_OR_ID",
-        help="model: smollm2-135m (embedded), a local folder with safetensors, or a hub id (default: %(default)s)",
+        help="model: smollm2-135m (embedded), folder with safetensors, GGUF file, or hub id (default: %(default)s)",
     )
     group.addoption(
         "--knorm-dtype",

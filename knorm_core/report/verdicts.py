@@ -1,4 +1,4 @@
-"""The verdicts at a glance: how many of each, then claim by claim; what other models show is kept apart."""
+"""The verdicts at a glance: how many of each, then claim by claim, with a column for what each family shows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from knorm_core.report.section import Absent, Section
 from knorm_core.report.words import counted, listed, number
+from knorm_core.results.families import NOT_RUN, OWN_ONLY, answer_of, columns
 from knorm_core.results.records import NOT_TESTABLE, VERDICTS, Number, Results, Verdict
 
 MARKS = dict(zip(VERDICTS, "✓≈✗~?", strict=True))
@@ -38,6 +39,9 @@ def section(results: Results) -> Section:
             "kinds": [(kind, MARKS[kind], counts[kind], meaning) for kind, meaning in VERDICTS.items()],
             "sources": sources,
             "marks": MARKS,
+            "families": columns(results.verdicts),
+            "answer_of": answer_of,
+            "idle": (NOT_RUN, OWN_ONLY),
             "behind": behind,
         },
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from knorm_core.results.families import FAMILIES
+
 
 def number(value: object) -> str:
     """Four significant digits at least, whole numbers whole, thousands apart; other things as text.
@@ -31,19 +33,21 @@ def number(value: object) -> str:
     return text.replace("-", "−")
 
 
+_MODELS = {
+    "SmolLM2-135M": "SmolLM2-135M-Instruct: tuned to follow instructions, and de-quantised from Q4_1",
+    "Gemma 3 270M": "Gemma 3 270M: a base model, de-quantised from Q4_K_M, of which 3 of 18 layers are compressed",
+}
+
+
 def about(model: str, text_set: str) -> str:
-    """What a conclusion from the embedded model or texts has to be read with; empty for others.
+    """What a conclusion from a family of the ledger or the embedded texts has to be read with; empty for others.
 
     >>> about("smollm2-135m", "wikitext-short")
     ' The model is SmolLM2-135M-Instruct: tuned to follow instructions, and de-quantised from Q4_1.'
     >>> about("another", "pg19"), about("another", "pg19-windows")
     ('', ' These windows are of one book: their intervals speak of it alone.')
     """
-    sentences = []
-    if model == "smollm2-135m":
-        sentences.append(
-            "The model is SmolLM2-135M-Instruct: tuned to follow instructions, and de-quantised from Q4_1."
-        )
+    sentences = [f"The model is {_MODELS[FAMILIES[model]]}."] if model in FAMILIES else []
     if text_set.startswith("embedded"):
         sentences.append(
             "These texts were written for this project and are harder to predict than human ones: they pin "

@@ -85,7 +85,8 @@ _KINDS: Mapping[str, Any] = {"run": Run, "table": Table, "test": Test, "verdict"
 def _checked(record: Any) -> Any:
     """What types do not say: words of a verdict, keys of rows, numbers that a float can hold."""
     if isinstance(record, Verdict):
-        for word, words in ((record.verdict, VERDICTS), *((each.answer, TRANSFERS) for each in record.transfers)):
+        given = [(word, VERDICTS) for word in (record.verdict, *record.own.values())]
+        for word, words in (*given, *((each.answer, TRANSFERS) for each in record.transfers)):
             if word not in words:
                 raise ValueError(f"{word!r} is none of {', '.join(words)}")
     if isinstance(record, Table):

@@ -248,6 +248,8 @@ class Verdict:
         needs: for "open" and "not testable here", what would settle it; else empty.
         transfers: what each other model shows.
         tables: names of the tables that it was judged by; empty where there were none.
+        own: the verdict on each model that the claim is about and that has tables, by the model's slug.
+        own_only: whether the claim is one of which no other model can say anything, such as a perplexity.
     """
 
     id: str
@@ -264,14 +266,15 @@ class Verdict:
     needs: str = ""
     transfers: Sequence[Transfer] = ()
     tables: Sequence[str] = ()
+    own: Mapping[str, str] = field(default_factory=dict)
+    own_only: bool = False
 
     @property
     def reason(self) -> str:
-        """What follows the verdict's name: why, what it would take, and what other models show."""
+        """What follows the verdict's name: why, and what it would take."""
         sentences = [f". {self.why}"] if self.tables else []
         if self.needs:
             sentences.append(f"{'Needs' if sentences else ': needs'} {self.needs}.")
-        sentences += [f"{transfer.model}: {transfer.answer}. {transfer.why}" for transfer in self.transfers]
         return " ".join(sentences)
 
     @property

@@ -107,7 +107,7 @@ def mildest(holds, *, keep_ratio, keep_ratios):
     return by_keep_ratio(ratios, keep_ratios)
 
 
-def better(holds, *, row, reference, keep_ratios):
+def better(holds, *, row, reference, keep_ratios, instead=None):
     made = {True: ratio(1.2), False: ratio(0.8), None: ratio(1.05, 0.99, 1.1)}[holds]
     rows = [{**labels, "keep_ratio": keep, **ratio(1.5)} for labels in (row, reference) for keep in keep_ratios]
     both = [tuple(label({**labels, "keep_ratio": keep}) for labels in (row, reference)) for keep in keep_ratios]

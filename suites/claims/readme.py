@@ -14,12 +14,13 @@ from pathlib import Path
 
 from knorm_core.claims import judge, load_claims
 from knorm_core.claims.rules import RULES
+from knorm_core.results.families import FAMILIES, NOT_RUN, OWN_ONLY, answer_of, why_of
 from knorm_core.results.file import read_results
 from knorm_core.results.records import TRANSFERS, VERDICTS, Results, Verdict
 from suites.claims.recorded import BASELINES, recorded_tables
 
 README = Path(__file__).with_name("README.md")
-VERDICT_HEAD = "| source | claim | what became of it |"
+VERDICT_HEAD = f"| source | claim | what became of it | {' | '.join(FAMILIES.values())} |"
 
 
 def ledger(*folders: str) -> list[Verdict]:
@@ -32,10 +33,17 @@ def ledger(*folders: str) -> list[Verdict]:
 
 def table_lines(verdicts: Sequence[Verdict]) -> list[str]:
     """Markdown, one row per verdict and reason: claims of one source of which the same is to be said share theirs."""
-    rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for verdict in verdicts:
-        rows[verdict.source, verdict.verdict, verdict.reason].append(verdict.claim)
-    return [f"| {source} | {' '.join(claims)} | **{name}**{why} |" for (source, name, why), claims in rows.items()]
+        said = (f"**{verdict.verdict}**{verdict.reason}", *(_shown(verdict, model) for model in FAMILIES))
+        rows[verdict.source, *said].append(verdict.claim)
+    return [f"| {' | '.join([source, ' '.join(claims), *said])} |" for (source, *said), claims in rows.items()]
+
+
+def _shown(verdict: Verdict, model: str) -> str:
+    """A family's cell: its answer, and the numbers where they do not stand in the verdict's own."""
+    answer, why = answer_of(verdict, model), why_of(verdict, model)
+    return f"**{answer}**. {why}" if why else answer
 
 
 def definitions() -> dict[str, list[str]]:
@@ -43,7 +51,11 @@ def definitions() -> dict[str, list[str]]:
     rules = {name.replace("_", " "): str(rule.__doc__).split("\n")[0] for name, rule in RULES.items()}
     return {
         "| verdict | meaning |": [f"| **{word}** | {meaning} |" for word, meaning in VERDICTS.items()],
-        "| another model | meaning |": [f"| **{word}** | {meaning} |" for word, meaning in TRANSFERS.items()],
+        "| another model | meaning |": [
+            *(f"| **{word}** | {meaning} |" for word, meaning in TRANSFERS.items()),
+            f"| {NOT_RUN} | no table of that family tests it, so nothing is said of it |",
+            f"| {OWN_ONLY} | a number of the claim's own model, of which no other says anything |",
+        ],
         "| rule | what it says |": [f"| {name} | {text} |" for name, text in rules.items()],
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas
 import yaml
 
-from knorm_core.inputs.models import EMBEDDED
+from knorm_core.results.families import FAMILIES
 from knorm_core.results.records import Results, Table
 
 _TWO_WORDS = ("short samples",)  # of a label that is not the first of its key: texts of the report's trail
@@ -22,10 +22,15 @@ BASELINES = Path(__file__).parents[2] / "baselines"
 def recorded_tables(root: Path = BASELINES) -> Results:
     """This repository's tables under ``baselines/``, their rows' labels taken apart again into the columns of the key.
 
-    Those of the embedded model with default settings: who makes baselines of another model, or of other settings,
+    Those of the ledger's families with default settings: who makes baselines of another model, or of other settings,
     changes nothing here.
     """
-    paths = [path for path in sorted((root / EMBEDDED).rglob("*.csv")) if not _OTHER_SETTINGS.search(path.stem)]
+    paths = [
+        path
+        for family in FAMILIES
+        for path in sorted((root / family).rglob("*.csv"))
+        if not _OTHER_SETTINGS.search(path.stem)
+    ]
     return Results(tables=[_table(path, root) for path in paths])
 
 

@@ -218,6 +218,33 @@ def test_two_rows_are_compared_by_their_paired_ratio_and_not_by_their_own_interv
         tables().between("t/x", low, lowest)
 
 
+@pytest.mark.parametrize(("protected", "holds"), [((0.9, 0.5), True), ((0.9,), False), ((), False)])
+def test_rows_are_judged_instead_of_others_where_all_of_them_were_measured(protected, holds):
+    key = ("policy", "keep_ratio", "sinks")
+    labels = [("low_norm", keep, 0) for keep in (0.9, 0.5)] + [("random", keep, 4) for keep in (0.9, 0.5)]
+    labels += [("low_norm", keep, 4) for keep in protected]
+    table = Table("m/t/x", key, [dict(zip(key, each, strict=True)) for each in labels])
+    # Random is worse than low norm where low norm has the sinks, too, and better where it has not.
+    paired = [
+        {
+            "pair": pair(f"random {keep} 4", f"low_norm {keep} {sinks}"),
+            **Interval.exact(1.2 if sinks else 0.8).columns("ratio"),
+        }
+        for keep in (0.9, 0.5)
+        for sinks in (0, 4)
+    ]
+    given_answer = CHECKS["better"](
+        Tables(Results(tables=[table, Table("m/t/x-pairs", ("pair",), paired)]), "m"),
+        "t/x",
+        row={"policy": "low_norm", "sinks": 0},
+        reference={"policy": "random", "sinks": 4},
+        keep_ratios=[0.9, 0.5],
+        instead={"policy": "low_norm", "sinks": 4},
+    )
+    assert given_answer.holds is holds
+    assert ("against low norm, sinks 4" in given_answer.why) is holds
+
+
 @pytest.mark.parametrize(("matches", "holds"), [(10, None), (9, None), (5, False), (0, False)])
 def test_recall_of_ten_prompts(matches, holds):
     made = [{"keep_ratio": 0.1, "matches": matches, "of": 10}, {"keep_ratio": 1.0, "matches": 10, "of": 10}]

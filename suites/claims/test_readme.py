@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from knorm_core.results.families import FAMILIES
 from suites.claims.readme import README, VERDICT_HEAD, definitions, ledger, table_lines, updated
 from suites.claims.recorded import BASELINES, recorded_tables
 
@@ -21,7 +22,9 @@ def test_the_readme_says_what_the_ledger_says():
 
 
 def test_baselines_of_another_model_or_setting_change_nothing_of_it(tmp_path):
-    shutil.copytree(BASELINES / "smollm2-135m", tmp_path / "smollm2-135m")
+    for family in FAMILIES:
+        if (BASELINES / family).exists():
+            shutil.copytree(BASELINES / family, tmp_path / family)
     table = "smollm2-135m/embedded-articles/ppl-absolute"
     for name in ("pythia-70m-0123abcd/embedded-articles/ppl-absolute", f"{table}-0123abcd"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +34,6 @@ def test_baselines_of_another_model_or_setting_change_nothing_of_it(tmp_path):
 
 
 def test_only_the_rows_of_the_table_are_replaced():
-    text = "before\n\n| source | claim | what became of it |\n|---|---|---|\n| old |\n| old |\n\n| another |\nafter\n"
-    assert updated(text, VERDICT_HEAD, ["| new |"]) == (
-        "before\n\n| source | claim | what became of it |\n|---|---|---|\n| new |\n\n| another |\nafter\n"
-    )
+    head = f"before\n\n{VERDICT_HEAD}\n|---|---|---|---|---|\n"
+    text = f"{head}| old |\n| old |\n\n| another |\nafter\n"
+    assert updated(text, VERDICT_HEAD, ["| new |"]) == f"{head}| new |\n\n| another |\nafter\n"

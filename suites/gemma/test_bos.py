@@ -32,4 +32,6 @@ def test_perplexity_is_lower_with_bos(gemma, single_precision, texts_of, check_r
         *notes,
     )
     assert ppl["off"] > 1.2 * ppl["on"]
-    check_rows(f"{name}/bos", [{"bos": bos, "ppl": ppl[bos]} for bos in rows], ["bos"], [text], tokens=TOKENS)
+    check_rows(
+        f"{name}/bos", [{"bos": bos, "ppl": ppl[bos]} for bos in rows], ["bos"], [text], of_one_text=True, tokens=TOKENS
+    )

@@ -95,4 +95,5 @@ def test_size_and_terms_are_said_before_anything_is_installed(tmp_path, monkeypa
 @pytest.mark.fast
 def test_what_is_said_names_size_and_terms():
     assert "238 MB to download" in TERMS
+    assert "1.6 GB on disk" in TERMS
     assert "Gemma Terms of Use, https://ai.google.dev/gemma/terms" in TERMS

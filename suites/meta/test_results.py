@@ -55,6 +55,8 @@ verdicts = st.builds(
         st.builds(Transfer, words, st.sampled_from([*TRANSFERS]), words, figures, st.lists(words)), max_size=2
     ),
     tables=st.lists(words, max_size=2),
+    own=st.dictionaries(words, st.sampled_from([*VERDICTS]), max_size=2),
+    own_only=st.booleans(),
 )
 
 

@@ -244,5 +244,9 @@ def test_verdicts_are_counted():
 @pytest.mark.parametrize("section", [perplexity.section, controls.section])
 def test_whoever_reads_a_conclusion_reads_what_model_and_texts_it_is_from(section):
     for figure in section(recorded()).figures:
-        assert "SmolLM2-135M-Instruct: tuned to follow instructions, and de-quantised from Q4_1" in figure.note
+        second = "gemma" in figure.title
+        assert (
+            "SmolLM2-135M-Instruct: tuned to follow instructions, and de-quantised from Q4_1" in figure.note
+        ) != second
+        assert ("Gemma 3 270M: a base model, de-quantised from Q4_K_M" in figure.note) == second
         assert ("written for this project" in figure.note) == ("embedded" in figure.title)

@@ -13,6 +13,7 @@ from knorm_core.report import FILE, write_report
 from knorm_core.report.page import SECTIONS, render, with_options
 from knorm_core.report.palette import LIGHT
 from knorm_core.report.svg import draw
+from knorm_core.results.families import answer_of
 from knorm_core.results.records import Results, Run, Table
 from suites.report.conftest import Parsed
 
@@ -155,6 +156,22 @@ def test_the_curve_comes_first_and_claims_of_which_nothing_is_known_are_a_line(p
     assert all(verdict.claim in folded for verdict in nothing)
     counts = re.findall(r"(\d+) claims? not testable here, for want of their tables", page)
     assert sum(map(int, counts)) == len(nothing)
+
+
+def test_every_claim_has_a_column_per_family_and_those_that_did_not_run_say_so(page, results):
+    assert not any(transfer.model.startswith("gemma") for v in results.verdicts for transfer in v.transfers)
+    cells = [
+        unescape(re.sub(r"<[^>]+>", "", cell))
+        for cell in re.findall(r'<span class="family[^"]*">.*?</span> [^<]+', page)
+    ]
+    assert len(cells) == 2 * len(results.verdicts)
+    alone = sum(verdict.own_only for verdict in results.verdicts)
+    assert cells.count("Gemma 3 270M: own model only") == alone > 0
+    assert cells.count("Gemma 3 270M: not run") == len(results.verdicts) - alone
+    answers = [answer_of(verdict, "smollm2-135m") for verdict in results.verdicts]
+    of_smollm2 = [cell.removeprefix("SmolLM2-135M: ") for cell in cells if cell.startswith("SmolLM2-135M: ")]
+    assert sorted(of_smollm2) == sorted(answers)
+    assert {"carries over", "reproduced", "not run"} <= {*of_smollm2}
 
 
 def test_a_model_that_has_learned_nothing_is_said_to_be_evidence_of_nothing_at_the_top():

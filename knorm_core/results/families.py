@@ -1,0 +1,43 @@
+"""What each family of models shows of a claim: a column per family, also where it was not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from knorm_core.results.records import Transfer, Verdict
+
+#: In the place of an answer where a family has no table that the claim could be tested on.
+NOT_RUN = "not run"
+#: In the place of an answer where the claim is one of which no other model can say anything.
+OWN_ONLY = "own model only"
+#: Families that have a column everywhere: their names by the first part of their tables' names.
+FAMILIES: Mapping[str, str] = {
+    "smollm2-135m": "SmolLM2-135M",
+    "gemma-3-270m-q4_k_m.gguf-fd8ae87d": "Gemma 3 270M",
+}
+
+
+def columns(verdicts: Iterable[Verdict]) -> dict[str, str]:
+    """What to call each model that has a column: `FAMILIES`, then every other model of which a verdict speaks.
+
+    >>> list(columns([]).values())
+    ['SmolLM2-135M', 'Gemma 3 270M']
+    """
+    others = dict.fromkeys(model for verdict in verdicts for model in (*verdict.own, *_transfers(verdict)))
+    return {**FAMILIES, **{model: model for model in others if model not in FAMILIES}}
+
+
+def answer_of(verdict: Verdict, model: str) -> str:
+    """What a model shows of a claim, in one of the ledger's words; `NOT_RUN` or `OWN_ONLY` where that is nothing."""
+    transfer = _transfers(verdict).get(model)
+    return transfer.answer if transfer else verdict.own.get(model, OWN_ONLY if verdict.own_only else NOT_RUN)
+
+
+def why_of(verdict: Verdict, model: str) -> str:
+    """The sentence behind the answer of a model that the claim is not about; else empty."""
+    transfer = _transfers(verdict).get(model)
+    return transfer.why if transfer else ""
+
+
+def _transfers(verdict: Verdict) -> dict[str, Transfer]:
+    return {transfer.model: transfer for transfer in verdict.transfers}
