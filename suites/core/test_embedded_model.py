@@ -12,7 +12,7 @@ from knorm_core import ModelNotFoundError, load_model
 from knorm_core.inputs import embedded_model as embedded
 from knorm_core.inputs.models import model_identity
 
-pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("embedded model")]
+pytestmark = pytest.mark.xdist_group("embedded model")
 
 
 @pytest.fixture
@@ -43,12 +43,14 @@ def folder(embedded_model, tmp_path, monkeypatch):
         ("the  end", ["the", "Ġ", "Ġend"]),
     ],
 )
+@pytest.mark.fast
 def test_digits_and_what_stands_before_them_are_tokens_as_the_model_learned_them(text, tokens, embedded_model):
     assert embedded_model.tokenizer.tokenize(text) == tokens
     ids = embedded_model.tokenizer(text).input_ids
     assert embedded_model.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
+@pytest.mark.fast
 def test_ids_are_those_of_the_tokenizers_library_built_by_hand(embedded_model):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -62,12 +64,14 @@ def test_ids_are_those_of_the_tokenizers_library_built_by_hand(embedded_model):
     assert embedded_model.tokenizer(text).input_ids == oracle.encode(text).ids
 
 
+@pytest.mark.fast
 def test_the_tokenizers_file_has_the_pinned_sha256(folder):
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     assert digest == embedded._TOKENIZER_SHA256
     assert folder.name.endswith(digest[:8])  # so that what was converted with another tokenizer is not used
 
 
+@pytest.mark.full
 def test_the_converted_files_are_accepted(folder):
     assert embedded.convert_embedded() == folder
     assert model_identity("smollm2-135m").config == ""
@@ -81,6 +85,7 @@ def test_the_converted_files_are_accepted(folder):
         ("tokenizer.json", '"individual_digits":true', '"individual_digits":false'),
     ],
 )
+@pytest.mark.fast
 def test_a_changed_file_is_refused(file, old, new, folder):
     content = (folder / file).read_text()
     assert old in content
@@ -89,6 +94,7 @@ def test_a_changed_file_is_refused(file, old, new, folder):
         embedded.convert_embedded()
 
 
+@pytest.mark.fast
 def test_damaged_weights_are_refused(folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").write_bytes(b"not these")
@@ -97,12 +103,14 @@ def test_damaged_weights_are_refused(folder):
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "added_tokens.json", "generation_config.json"])
+@pytest.mark.fast
 def test_a_file_too_many_is_refused(file, folder):
     (folder / file).write_text("{}")
     with pytest.raises(ModelNotFoundError, match=f"holds '{file}', which does not belong there: delete the folder"):
         embedded.convert_embedded()
 
 
+@pytest.mark.fast
 def test_a_file_too_few_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelNotFoundError, match=r"tokenizer.json is not there, or is no file: delete the folder"):

@@ -16,7 +16,7 @@ from knorm_core.inputs.gguf_header import read_header
 from knorm_core.inputs.models import model_folder, model_identity
 from suites.kills_and_damage.tiny_gguf import WIDTH, write_gguf
 
-pytestmark = [pytest.mark.fast, pytest.mark.xdist_group("gguf")]
+pytestmark = pytest.mark.xdist_group("gguf")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def own_cache(converted, monkeypatch):
     monkeypatch.setenv("KNORM_CACHE", str(converted.parent / "cache"))
 
 
+@pytest.mark.fast
 def test_a_gguf_file_is_loaded_by_its_path(converted):
     model, tokenizer = load_model(converted)
     embedding = next(t for t in gguf_library.GGUFReader(converted).tensors if t.name == "token_embd.weight")
@@ -44,6 +45,7 @@ def test_a_gguf_file_is_loaded_by_its_path(converted):
     assert evaluate(model, ids, keep_ratio=0.5, prune_after=40).ppl > 0
 
 
+@pytest.mark.fast
 def test_it_is_converted_once_and_its_identity_is_its_own_sha256(converted, monkeypatch):
     monkeypatch.setattr(gguf, "write_model", lambda *_: pytest.fail("converted again"))
     assert model_folder(str(converted)) == model_folder(converted)
@@ -52,6 +54,7 @@ def test_it_is_converted_once_and_its_identity_is_its_own_sha256(converted, monk
     assert identity.config == ""
 
 
+@pytest.mark.fast
 def test_another_file_under_the_same_name_is_another_model(converted, tmp_path):
     (tmp_path / "a").mkdir()
     other = write_gguf(tmp_path / "a" / converted.name, pre="gpt-2")
@@ -60,6 +63,7 @@ def test_another_file_under_the_same_name_is_another_model(converted, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors", "conversion.json"])
+@pytest.mark.full
 def test_a_conversion_that_was_changed_is_refused(file, tmp_path, monkeypatch):
     monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "cache"))
     path = write_gguf(tmp_path / "tiny.gguf")
@@ -85,6 +89,7 @@ def test_a_conversion_that_was_changed_is_refused(file, tmp_path, monkeypatch):
         ("t5", "default", "tokenizer 't5'"),
     ],
 )
+@pytest.mark.fast
 def test_a_pre_tokenizer_that_is_not_reproduced_is_refused_by_name(tokenizer, pre, named, tmp_path, monkeypatch):
     monkeypatch.setenv("KNORM_CACHE", str(tmp_path / "cache"))
     path = write_gguf(tmp_path / "tiny.gguf", pre=pre, tokenizer=tokenizer)
@@ -107,6 +112,7 @@ def tokenizer_of(path):
 
 
 @pytest.mark.parametrize("pre", PIECES)
+@pytest.mark.fast
 def test_a_text_is_split_as_the_pre_tokenizer_of_that_name_does(pre, tmp_path):
     tokenizer = tokenizer_of(write_gguf(tmp_path / "tiny.gguf", pre=pre))
     pieces = tokenizer.pre_tokenizer.pre_tokenize_str("in   12345, don't DON'T (x)\n\nend")
@@ -114,6 +120,7 @@ def test_a_text_is_split_as_the_pre_tokenizer_of_that_name_does(pre, tmp_path):
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "qwen2"])
+@pytest.mark.fast
 def test_ids_are_those_of_transformers_own_conversion_where_it_knows_the_pre_tokenizer(pre, tmp_path):
     known = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping", exc_type=ImportError)
     path = write_gguf(tmp_path / "tiny.gguf", pre=pre)
@@ -128,6 +135,7 @@ def test_ids_are_those_of_transformers_own_conversion_where_it_knows_the_pre_tok
     ("pre", "says", "begins"),
     [("smollm", None, False), ("smollm", True, True), ("llama-bpe", None, True), ("llama-bpe", False, False)],
 )
+@pytest.mark.fast
 def test_a_text_begins_with_bos_where_the_file_says_so_or_the_family_does(pre, says, begins, tmp_path):
     tokenizer = tokenizer_of(write_gguf(tmp_path / "tiny.gguf", pre=pre, add_bos=says))
     assert (tokenizer.encode("thin").ids[0] == 0) == begins
@@ -158,6 +166,7 @@ def gemma_header():
         ("thé", ["<bos>", "th", "<0xC3>", "<0xA9>"]),
     ],
 )
+@pytest.mark.fast
 def test_gemmas_tokenizer_merges_in_the_order_of_its_vocabulary_and_falls_back_to_bytes(text, tokens):
     content, _ = gguf_tokenizers.convert_tokenizer(gemma_header(), "gemma")
     encoding = Tokenizer.from_str(content.decode()).encode(text)
@@ -165,6 +174,7 @@ def test_gemmas_tokenizer_merges_in_the_order_of_its_vocabulary_and_falls_back_t
     assert max(encoding.ids) < len(gemma_header()["tokenizer.ggml.tokens"])
 
 
+@pytest.mark.fast
 def test_a_vocabulary_that_is_damaged_is_refused():
     header = gemma_header()
     for changed in ({"tokenizer.ggml.token_type": [1]}, {"tokenizer.ggml.unknown_token_id": 10**6}):
@@ -172,6 +182,7 @@ def test_a_vocabulary_that_is_damaged_is_refused():
             gguf_tokenizers.convert_tokenizer(header | changed, "gemma")
 
 
+@pytest.mark.fast
 def test_the_head_of_a_file_is_read_as_the_gguf_package_reads_it(converted):
     reader = gguf_library.GGUFReader(converted)
     fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
@@ -179,6 +190,7 @@ def test_the_head_of_a_file_is_read_as_the_gguf_package_reads_it(converted):
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"not GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 16])
+@pytest.mark.fast
 def test_what_is_no_gguf_is_refused(content, tmp_path):
     path = tmp_path / "broken.gguf"
     path.write_bytes(content)
@@ -186,6 +198,7 @@ def test_what_is_no_gguf_is_refused(content, tmp_path):
         load_model(path)
 
 
+@pytest.mark.fast
 def test_a_cache_without_a_home_is_a_folder_for_temporary_files(monkeypatch):
     monkeypatch.delenv("KNORM_CACHE")
     monkeypatch.delenv("HOME", raising=False)

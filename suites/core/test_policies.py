@@ -21,12 +21,10 @@ from knorm_core.policy_names import find_policy, policy_identity, policy_label
 from knorm_core.selection import UNPROTECTED, Protection, survivors
 from suites.core import own_policies
 
-pytestmark = pytest.mark.fast
-
-
 # --- names
 
 
+@pytest.mark.fast
 def test_the_folder_is_the_list_of_policies():
     files = {path.stem for path in Path(knorm_core.policies.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(POLICIES) == files
@@ -44,10 +42,12 @@ def test_the_folder_is_the_list_of_policies():
         ("knorm_core.policies.tova:TOVA", TOVA()),
     ],
 )
+@pytest.mark.fast
 def test_a_policy_is_meant_by_name_by_instance_or_by_import(policy, expected):
     assert find_policy(policy) == expected
 
 
+@pytest.mark.fast
 def test_a_seed_goes_to_a_named_policy_that_has_one():
     assert find_policy("random", seed=3) == Random(seed=3)
     assert find_policy("low_norm", seed=3) == LowNorm()
@@ -110,6 +110,7 @@ class Thawed(Policy):
         (Windowless(), ValueError, r"query_window of policy Windowless\(\)=0 is below 1"),
     ],
 )
+@pytest.mark.fast
 def test_what_is_no_policy_is_refused_in_one_sentence(policy, error, message):
     with pytest.raises(error, match=f"^{message}" if error is not TypeError else message) as raised:
         find_policy(policy)
@@ -117,11 +118,13 @@ def test_what_is_no_policy_is_refused_in_one_sentence(policy, error, message):
 
 
 @pytest.mark.parametrize("arguments", [{"window": 0}, {"kernel": 4}, {"kernel": 0}])
+@pytest.mark.fast
 def test_snapkv_refuses_windows_and_kernels_that_have_no_meaning(arguments):
     with pytest.raises(ValueError, match=r"^(window|kernel)="):
         SnapKV(**arguments)
 
 
+@pytest.mark.fast
 def test_labels_are_names_and_what_differs_from_the_defaults():
     assert policy_label(SnapKV()) == "snapkv"
     assert policy_label(SnapKV(window=8)) == "snapkv(window=8, kernel=5)"
@@ -132,6 +135,7 @@ def test_labels_are_names_and_what_differs_from_the_defaults():
 # --- identity
 
 
+@pytest.mark.full
 def test_an_identity_is_the_same_in_another_process():
     policies = ["tova", "snapkv", "suites.core.own_policies:HALF", "suites.core.own_policies:Plain"]
     ours = [policy_identity(find_policy(name)) for name in policies]
@@ -144,6 +148,7 @@ def test_an_identity_is_the_same_in_another_process():
     assert len(set(ours)) == 4
 
 
+@pytest.mark.fast
 def test_an_identity_has_the_source_and_the_parameters(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     source = Path(own_policies.__file__).read_text(encoding="utf-8")
@@ -158,6 +163,7 @@ def test_an_identity_has_the_source_and_the_parameters(tmp_path, monkeypatch):
     assert policy_identity(own_policies.Weighted(0.25)) != policy_identity(own_policies.HALF)
 
 
+@pytest.mark.fast
 def test_a_policy_that_cannot_be_had_elsewhere_has_no_identity():
     @dataclass(frozen=True)
     class Closure(Policy):
@@ -202,6 +208,7 @@ def scoring(make, reads="attention"):
         (lambda seen: seen.received[:, :, 0, 0], "seen.received in layer 7, which only observe sees"),
     ],
 )
+@pytest.mark.fast
 def test_scores_that_cannot_be_are_refused_in_one_sentence(make, message):
     with pytest.raises(PolicyError, match=message) as raised:
         replay(scoring(make))
@@ -209,6 +216,7 @@ def test_scores_that_cannot_be_are_refused_in_one_sentence(make, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.fast
 def test_one_nan_in_the_last_eviction_is_not_overlooked():
     def make(seen):
         scores = seen.positions.double()
@@ -218,6 +226,7 @@ def test_one_nan_in_the_last_eviction_is_not_overlooked():
         replay(scoring(make), protection=Protection(recent=1))
 
 
+@pytest.mark.fast
 def test_a_state_of_another_shape_is_refused():
     class Own(Policy):
         reads = "attention"
@@ -236,6 +245,7 @@ SEES["attention"] = SEES["queries"] | {"attention"}
 
 
 @pytest.mark.parametrize("reads", ["key", "cache", "queries", "attention"])
+@pytest.mark.fast
 def test_a_policy_sees_what_it_declares_and_nothing_else(reads):
     seen_by_it = set()
 
@@ -258,6 +268,7 @@ def test_a_policy_sees_what_it_declares_and_nothing_else(reads):
     assert seen_by_it == SEES[reads]
 
 
+@pytest.mark.fast
 def test_everything_seen_has_the_shape_that_is_documented():
     shapes = []
 
@@ -303,6 +314,7 @@ def test_everything_seen_has_the_shape_that_is_documented():
 
 
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=12), st.data())
+@pytest.mark.fast
 def test_survivors_are_the_protected_and_the_highest_of_the_others(scores, data):
     length = len(scores)
     kept = data.draw(st.integers(0, length))
@@ -317,12 +329,14 @@ def test_survivors_are_the_protected_and_the_highest_of_the_others(scores, data)
         assert index.tolist() == [expected, expected]
 
 
+@pytest.mark.fast
 def test_a_protected_key_stays_beside_a_score_of_infinity():
     scores = torch.tensor([-torch.inf, 1.0, torch.inf, torch.inf, 0.0])
     assert survivors(scores, 2, Protection(1, 1)).tolist() == [0, 4]
     assert survivors(scores, 4, Protection(1, 1)).tolist() == [0, 2, 3, 4]
 
 
+@pytest.mark.fast
 def test_snapkv_pools_the_mean_over_its_window():
     seen = type("Seen", (), {})()
     attention = torch.tensor([[0.1, 0.0, 0.6, 0.0, 0.3, 0.0], [0.3, 0.0, 0.0, 0.2, 0.0, 0.5]])
@@ -332,6 +346,7 @@ def test_snapkv_pools_the_mean_over_its_window():
     torch.testing.assert_close(scores, expected.view(1, 1, 6))
 
 
+@pytest.mark.fast
 def test_keydiff_prefers_the_key_that_points_elsewhere():
     seen = type("Seen", (), {"keys": torch.tensor([[1.0, 0.0], [5.0, 0.0], [0.0, 2.0]]).view(1, 1, 3, 2)})()
     [[[first, second, other]]] = KeyDiff().score(seen).tolist()
@@ -339,6 +354,7 @@ def test_keydiff_prefers_the_key_that_points_elsewhere():
     assert other == pytest.approx(-1 / 5**0.5)
 
 
+@pytest.mark.fast
 def test_h2o_adds_what_is_received_and_averages_the_group():
     seen = type(
         "Seen", (), {"received": torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[1.0, 0.0], [0.1, 0.9]]])[None, None]}

@@ -26,8 +26,6 @@ from knorm_core.report.policies import sentences, verdict
 from suites.core.own_policies import Decayed
 from suites.families import random_ids, tiny_model
 
-pytestmark = pytest.mark.fast
-
 POLICIES = [LowNorm(), TOVA(), H2O(), SnapKV(window=4), Decayed()]
 CASE = PolicyCase(60, 24, 0.5, sinks=4)
 
@@ -37,14 +35,16 @@ def same(survivors, other):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.full
 def test_what_is_made_of_a_policy_is_a_policy(policy):
     for made in (Inverted(policy), Permuted(policy, sinks=4, seed=3)):
         assert find_policy(made) is made
         assert (made.query_window, made.recent, made.observes) == (policy.query_window, policy.recent, policy.observes)
-        with searching(examples=3):
+        with searching(examples=6):
             assert [finding.check for finding in check_policy(made)] == []
 
 
+@pytest.mark.fast
 def test_low_norm_inverted_is_high_norm_and_twice_inverted_the_policy():
     assert same(CASE.survivors(Inverted(LowNorm())), CASE.survivors(HighNorm()))
     for policy in POLICIES:
@@ -52,6 +52,7 @@ def test_low_norm_inverted_is_high_norm_and_twice_inverted_the_policy():
         assert not same(CASE.survivors(Inverted(policy)), CASE.survivors(policy))
 
 
+@pytest.mark.fast
 def test_the_least_integer_is_inverted_too():
     class Least(Policy):
         def score(self, seen):
@@ -61,6 +62,7 @@ def test_the_least_integer_is_inverted_too():
     assert (kept[..., 4:] % 2 == 0).sum() == kept[..., 4:].numel()  # the sinks are 0 … 3; eight of the rest are even
 
 
+@pytest.mark.full
 def test_permuted_scores_say_nothing_of_the_keys():
     # Of 20 free keys 8 stay at the first eviction, each as often as any other; 400 draws of two layers and two heads.
     counts = torch.zeros(24)
@@ -74,6 +76,7 @@ def test_permuted_scores_say_nothing_of_the_keys():
     assert counts[4:].tolist() == pytest.approx([0.4 * draws] * 20, abs=4 * error)
 
 
+@pytest.mark.fast
 def test_heads_that_share_their_scores_share_their_permutation_and_others_do_not():
     shared = CASE.survivors(Permuted(TOVA(), sinks=4))[0, 24]
     assert torch.equal(shared[:, 0], shared[:, 1])
@@ -81,12 +84,14 @@ def test_heads_that_share_their_scores_share_their_permutation_and_others_do_not
     assert not torch.equal(own[:, 0], own[:, 1])
 
 
+@pytest.mark.fast
 def test_a_window_that_the_policy_protects_keeps_its_scores():
     # SnapKV gives its window infinite scores: permuted into the rest, the earliest of them would always stay.
     kept = [CASE.survivors(Permuted(SnapKV(window=4), sinks=4, seed=seed))[0, 24] for seed in range(30)]
     assert {int(token) for each in kept for token in each[0, 0, 4:-4]} > set(range(5, 19))
 
 
+@pytest.mark.fast
 def test_all_rows_of_a_ratio_have_the_same_protections_and_the_same_memory():
     model, ids = tiny_model("llama"), random_ids(340)
     for policy in POLICIES:
@@ -97,6 +102,7 @@ def test_all_rows_of_a_ratio_have_the_same_protections_and_the_same_memory():
         assert len(traces) == 1
 
 
+@pytest.mark.fast
 def test_seeds_differ_between_texts_and_random_has_two():
     row = rows_of(TOVA(), 0.5)
     assert [a["policy"] for a in row["random"].arguments(3)] == [Random(6), Random(7)]
@@ -104,6 +110,7 @@ def test_seeds_differ_between_texts_and_random_has_two():
     assert {a["prune_after"] for index in (0, 1) for a in row[ITSELF].arguments(index)} == {192, 244}
 
 
+@pytest.mark.fast
 def test_what_policies_share_is_asked_once():
     rows = every_row(LowNorm(), (0.9, 0.5), {0.9: ("newest", "random"), 0.5: CONTROLS})
     assert rows[0] == UNCOMPRESSED
@@ -112,6 +119,7 @@ def test_what_policies_share_is_asked_once():
     assert len(shared) == 1 + 2 * 2  # uncompressed, and newest and random of each ratio
 
 
+@pytest.mark.fast
 def test_the_table_and_its_sentence():
     model = tiny_model("llama")
     texts = [random_ids(340, index) for index in range(8)]
@@ -134,5 +142,6 @@ def test_the_table_and_its_sentence():
         (0.98, 0.9, 1.05, "not told apart (from +8.0 % on it would be)"),
     ],
 )
+@pytest.mark.fast
 def test_a_verdict_needs_the_whole_interval_on_one_side(against, low, high, says):
     assert verdict({"against": against, "against_low": low, "against_high": high, "detectable": 1.08}) == says

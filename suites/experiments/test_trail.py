@@ -59,7 +59,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.fast
+@pytest.mark.full
 @pytest.mark.parametrize("stage", STAGES, ids=[stage.name[0] for stage in STAGES])
 def test_the_check_that_a_stage_names_catches_its_fault(stage):
     assert CHECKS[stage.caught_by].find(FAULTS[stage.name]) is not None

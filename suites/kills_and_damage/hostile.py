@@ -8,7 +8,7 @@ import struct
 import pytest
 
 few_and_many = pytest.mark.parametrize(
-    "examples", [pytest.param(4, marks=pytest.mark.fast), pytest.param(250, marks=pytest.mark.faults_injected)]
+    "examples", [pytest.param(4, marks=pytest.mark.full), pytest.param(250, marks=pytest.mark.faults_injected)]
 )
 DEEP = b'{"a":' * 100_000
 
