@@ -13,6 +13,7 @@ from knorm_core.claims import rules
 from knorm_core.claims.checks import CHECKS, OF_MANY_TEXTS, OF_TRAINED_MODELS, Answer
 from knorm_core.claims.loading import Claim, Fault
 from knorm_core.claims.tables import Incomplete, Missing, Tables, models, named_after
+from knorm_core.results.families import measured_on
 from knorm_core.results.interval import FEWEST_TEXTS
 from knorm_core.results.records import (
     CARRIES_OVER,
@@ -65,7 +66,7 @@ def _judge(claim: Claim, results: Results) -> Verdict:
     if findings:
         decisive = min(findings, key=lambda finding: _WEIGHT.index(finding.verdict))
         beside = "".join(f"; {other.model}: {other.verdict}" for other in findings if other is not decisive)
-        why = f"On {decisive.model}, {decisive.why}{beside}"
+        why = measured_on(decisive.model, f"{decisive.why}{beside}")
     else:
         decisive = _Finding("", NOT_TESTABLE, "", (), (), claim.needs)
         why = missing or "there are no tables at all"

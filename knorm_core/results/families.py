@@ -16,6 +16,11 @@ FAMILIES: Mapping[str, str] = {
     "gemma-3-270m-q4_k_m.gguf-fd8ae87d": "Gemma 3 270M",
 }
 
+#: Tables that are of no trained model have no column: arithmetic, and times that do not depend on weights.
+NO_MODEL = "no-model"
+RANDOM_PYTHIA = "random-pythia-70m-shape"
+_UNTRAINED = {NO_MODEL: "", RANDOM_PYTHIA: "a random model of Pythia-70M's shape"}
+
 
 def columns(verdicts: Iterable[Verdict]) -> dict[str, str]:
     """What to call each model that has a column: `FAMILIES`, then every other model of which a verdict speaks.
@@ -24,7 +29,17 @@ def columns(verdicts: Iterable[Verdict]) -> dict[str, str]:
     ['SmolLM2-135M', 'Gemma 3 270M']
     """
     others = dict.fromkeys(model for verdict in verdicts for model in (*verdict.own, *_transfers(verdict)))
-    return {**FAMILIES, **{model: model for model in others if model not in FAMILIES}}
+    return {**FAMILIES, **{model: model for model in others if model not in {*FAMILIES, *_UNTRAINED}}}
+
+
+def measured_on(model: str, sentence: str) -> str:
+    """The sentence, with what it was measured on before it.
+
+    >>> measured_on("smollm2-135m", "a/b: +3 %"), measured_on(NO_MODEL, "a/b: +3 %")
+    ('On smollm2-135m, a/b: +3 %', 'a/b: +3 %')
+    """
+    name = _UNTRAINED.get(model, model)
+    return f"On {name}, {sentence}" if name else sentence
 
 
 def answer_of(verdict: Verdict, model: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas
 import yaml
 
-from knorm_core.results.families import FAMILIES
+from knorm_core.results.families import FAMILIES, NO_MODEL
 from knorm_core.results.records import Results, Table
 
 _TWO_WORDS = ("short samples",)  # of a label that is not the first of its key: texts of the report's trail
@@ -22,12 +22,12 @@ BASELINES = Path(__file__).parents[2] / "baselines"
 def recorded_tables(root: Path = BASELINES) -> Results:
     """This repository's tables under ``baselines/``, their rows' labels taken apart again into the columns of the key.
 
-    Those of the ledger's families with default settings: who makes baselines of another model, or of other settings,
-    changes nothing here.
+    Those of the ledger's families with default settings, and those of no model: who makes baselines of another model,
+    or of other settings, changes nothing here.
     """
     paths = [
         path
-        for family in FAMILIES
+        for family in (*FAMILIES, NO_MODEL)
         for path in sorted((root / family).rglob("*.csv"))
         if not _OTHER_SETTINGS.search(path.stem)
     ]

@@ -22,6 +22,8 @@ from knorm_core.experiments.truncation import (
 from knorm_core.experiments.u_curve import RATIOS, RECENT, curve_arguments, curve_pairs, curve_rows
 from knorm_core.latency.reported import published_rows, published_throughput
 from knorm_core.plugin.breadth import across_kinds
+from knorm_core.protocols import REPORT
+from knorm_core.results.families import NO_MODEL
 from knorm_core.results.interval import Interval
 from knorm_core.results.records import pair
 from knorm_core.sweeps.codec import each
@@ -176,11 +178,11 @@ def test_paired_ratios_of_truncation_match_the_baseline(truncated, long_texts, c
 
 
 @on_the_model
-def test_published_times_match_the_baseline(language_model, check_rows):
-    # Arithmetic on the report's own tables: no model is asked.
-    check_rows("report/published-times", published_rows(), ["document"], [])
-
-
-@on_the_model
-def test_published_throughput_matches_the_baseline(language_model, check_rows):
-    check_rows("report/published-throughput", published_throughput(), ["step"], [])
+@pytest.mark.parametrize(
+    ("name", "rows", "label"),
+    [("times", published_rows(), "document"), ("throughput", published_throughput(), "step")],
+    ids=["times", "throughput"],
+)
+def test_what_the_reports_own_tables_say_of_its_times_matches_the_baseline(golden, name, rows, label):
+    # Arithmetic, which asks no model.
+    golden.check(f"{NO_MODEL}/report/published-{name}", rows, key=[label], made_from={"source": REPORT})

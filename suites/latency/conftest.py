@@ -60,14 +60,14 @@ def timed_model(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def record_latency(record_table: Callable[..., None], request: pytest.FixtureRequest) -> Callable[[Record], None]:
-    """Record a table of what was measured, under the name of the timed model."""
+def record_latency(record_table: Callable[..., None], request: pytest.FixtureRequest) -> Callable[..., None]:
+    """``record_latency(record, model=...)``: a table of what was measured, under the name of the timed model."""
     name = request.config.getoption("knorm_model")
     loaded = LoadedModel(name, None, None, model_identity(name))
 
-    def record(table: Record) -> None:
-        source = {"model": f"{loaded.slug} sha256:{loaded.identity.weights}", **table.made_from}
-        record_table(f"{loaded.slug}/latency/{table.what}", table.rows, key=table.key, made_from=source)
+    def record(table: Record, model: str = "") -> None:
+        source = {"model": model or f"{loaded.slug} sha256:{loaded.identity.weights}", **table.made_from}
+        record_table(f"{model or loaded.slug}/latency/{table.what}", table.rows, key=table.key, made_from=source)
 
     return record
 

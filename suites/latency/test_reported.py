@@ -19,6 +19,7 @@ from knorm_core.latency.reported import (
     measure_loops,
     published_throughput,
 )
+from knorm_core.results.families import RANDOM_PYTHIA
 from suites.families import random_ids, tiny_model
 
 # Prompt and generated tokens: a prompt that costs a decoding step, as a short one does on a GPU; one that costs more
@@ -120,9 +121,10 @@ def test_the_reports_timers_beside_honest_ones(shape, timed_model, show_table, r
         "A tenth of the whole is the report's baseline: a first token is 90 % below it where its prompt costs a "
         "decoding step; on a CPU a prompt of 115 tokens costs many, and is above it.",
     )
-    what = "reported-timers" if shape == "timed model" else "reported-timers-pythia-shape"
+    what, name = ("reported-timers", "") if shape == "timed model" else ("reported-timers-pythia-shape", RANDOM_PYTHIA)
     key = ("loop", "prompt_tokens", "new_tokens")
-    record_latency(Record(what, key, table, {"settings": {"prune_after": 64, "repeats": 7, "keep_ratio": 0.5}}))
+    record = Record(what, key, table, {"settings": {"prune_after": 64, "repeats": 7, "keep_ratio": 0.5}})
+    record_latency(record, model=name)
     cells = {(row["loop"], row["prompt_tokens"]): row for row in table}
     short = GENERATIONS[0][0]
     for loop in (PLAIN, REBUILT, COMPRESSED):
