@@ -110,7 +110,7 @@ def _imported(name: str) -> Any:
     if name in _OLD:
         raise ValueError(_OLD[name])
     module, colon, attribute = name.partition(":")
-    if not colon or not module or not attribute:
+    if not colon or not module or module.startswith(".") or not attribute:
         raise ValueError(f"policy={name!r} is not one of {', '.join(map(repr, POLICIES))}, nor 'package.module:Name'")
     try:
         importlib.import_module(module)

@@ -76,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return compare(arguments[1:], typed="knorm compare")
     options = parser.parse_args(arguments)
-    return _RUN[options.command](options)
+    from knorm_core.results.terminal import ended
+
+    return ended(f"knorm {options.command}", lambda: _RUN[options.command](options))
 
 
 def _evaluate(options: argparse.Namespace) -> int:

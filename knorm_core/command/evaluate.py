@@ -52,12 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print; return the exit status."""
-    from rich.console import Console
-
     from knorm_core.arguments import POSITIONS
     from knorm_core.counts import SHORTEST_TEXT, check_choice, check_int
     from knorm_core.inputs.models import DTYPES, load_model
     from knorm_core.policy_names import find_policy
+    from knorm_core.results.terminal import Terminal
 
     if os.getcwd() not in sys.path:  # of a script; a policy of the user's may be there
         sys.path.append(os.getcwd())
@@ -77,12 +76,12 @@ def run(options: argparse.Namespace) -> int:
         logging.disable_progress_bar()  # of loading weights
         torch.set_num_threads(1)
         model, tokenizer = load_model(options.model, getattr(torch, options.dtype), options.device)
-        console = Console()
+        console = Terminal()
         for name in options.text or ["embedded-short"]:
             texts = _texts(name, tokenizer, options)
             tables = _evaluate(model, texts, ratios, options)
             console.print(_table(f"{name}, {options.policy}, {options.model} in {options.dtype}", ratios, tables))
-            console.print(_precision(ratios, tables), soft_wrap=True, highlight=False)
+            console.print(_precision(ratios, tables), soft_wrap=True, highlight=False, markup=False)
     except (ValueError, TypeError) as error:
         print(f"knorm eval: {error}", file=sys.stderr)
         return 2
@@ -104,6 +103,8 @@ def _ratios(value: str) -> tuple[float, ...]:
 def _texts(name: str, tokenizer: Any, options: argparse.Namespace) -> list[Text]:
     from knorm_core.inputs.texts import TEXT_SETS, load_texts
 
+    if not name:  # a path that is empty would be the current folder
+        raise ValueError("--text is empty: name a text set, a text file or a folder")
     own = name if name in TEXT_SETS else Path(name)  # a file or folder of the user's
     return load_texts(own, tokenizer, max_eval_tokens=options.max_tokens, text_dir=options.text_dir)
 
@@ -129,10 +130,11 @@ def _table(title: str, ratios: tuple[float, ...], tables: list[dict[float, Evalu
 
     from knorm_core.experiments.controls import pooled, shown_change
     from knorm_core.results.interval import Interval
+    from knorm_core.results.terminal import plain
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=plain(title, "table.title"), title_justify="left")
     for heading in ("keep ratio", "PPL", "change", "95 % interval", "mean cache"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     uncompressed = [of_text[1.0] for of_text in tables]
     for ratio in ratios:
         row = pooled([of_text[ratio] for of_text in tables], uncompressed)

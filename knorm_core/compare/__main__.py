@@ -11,12 +11,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from knorm_core.compare.differences import Comparison, Difference, Flip, Moved, compare
 from knorm_core.results.file import ResultsError, jsonable, read_results
+from knorm_core.results.terminal import Terminal, ended, plain
 
 _MOST_ROWS = 20  # of a table in the terminal
 _MOST_CHARACTERS = 500  # of a cell there: folding takes time
@@ -52,19 +52,21 @@ def main(arguments: Sequence[str] | None = None, typed: str = "python -m knorm_c
         "--out", metavar="FILE", type=_output, help="write it all as JSON Lines (.jsonl) or Markdown (.md)"
     )
     options = parser.parse_args(arguments)
+    return ended(parser.prog, lambda: _compare(options, parser.prog))
+
+
+def _compare(options: argparse.Namespace, typed: str) -> int:
     try:
         comparison = compare(read_results(options.before), read_results(options.after))
         if options.out is not None:
             text = _json_lines(comparison) if options.out.suffix == ".jsonl" else _markdown(comparison)
             options.out.write_text(text, encoding="utf-8")
     except (ResultsError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{typed}: {error}", file=sys.stderr)
         return 2
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal may have no "–" and no name of a model
-        sys.stdout.reconfigure(errors="replace")
     _print(comparison, options.out)
     if not comparison.common:
-        print(f"{parser.prog}: no table is in both, so nothing was compared", file=sys.stderr)
+        print(f"{typed}: no table is in both, so nothing was compared", file=sys.stderr)
         return 2
     return int(comparison.beyond_tolerance)
 
@@ -124,7 +126,7 @@ def _number(value: Any) -> str:
 
 
 def _print(comparison: Comparison, out: Path | None) -> None:
-    console = Console()
+    console = Terminal()
     for block in _blocks(comparison):
         if not block.rows:
             console.print(block.none)
@@ -144,7 +146,7 @@ def _print(comparison: Comparison, out: Path | None) -> None:
 
 def _short(text: str) -> Text:
     """A cell of the terminal's table: text, not markup, since names may hold square brackets, and not without end."""
-    return Text(text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…")
+    return plain(text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…")
 
 
 def _summary(comparison: Comparison) -> str:

@@ -279,10 +279,11 @@ def _page(name: str, kind: str) -> str:
 
 
 def fetch_pinned() -> None:
-    """Fetch all that is pinned, with progress shown, before something needs it; no texts where a mirror has them."""
+    """Fetch all that is pinned, with progress shown, before something needs it; no texts where a mirror has them.
+
+    Raises:
+        HubError: something cannot be had.
+    """
     mirrored = os.environ.get("KNORM_TEXT_DIR")
-    try:
-        for name in [name for name, pin in PINNED.items() if not (mirrored and pin.kind == "dataset")]:
-            print(pinned(name))
-    except HubError as refusal:
-        sys.exit(str(refusal))
+    for name in [name for name, pin in PINNED.items() if not (mirrored and pin.kind == "dataset")]:
+        print(pinned(name))

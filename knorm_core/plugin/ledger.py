@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table as RichTable
-from rich.text import Text
 
 from knorm_core.claims import ClaimError, judge, load_claims
 from knorm_core.plugin.tables import print_table
 from knorm_core.report.solved import CAPTION, HEADINGS, NOTE, Solved, solved
 from knorm_core.results.evidence import without_evidence
 from knorm_core.results.records import VERDICTS, Results, Table, Verdict
+from knorm_core.results.terminal import plain
 
 _STYLES = dict(zip(VERDICTS, ("green", "yellow", "red", "cyan", "dim"), strict=True))
 
@@ -83,23 +83,24 @@ def _without_evidence(recorded: Sequence[Table]) -> list[str]:
 
 def table_of_solved(lines: Sequence[Solved]) -> RichTable:
     """One row per figure of the report: what it printed, the cause, and this run's numbers."""
-    table = RichTable(title=CAPTION, title_justify="left", expand=True, caption=Text(NOTE), caption_justify="left")
+    table = RichTable(title=CAPTION, title_justify="left", expand=True, caption=plain(NOTE), caption_justify="left")
     for heading, ratio in zip(HEADINGS, (3, 4, 4), strict=True):
         table.add_column(heading, ratio=ratio, overflow="fold")
     for line in lines:
-        table.add_row(*map(Text, line))
+        table.add_row(*map(plain, line))
     return table
 
 
 def verdict_table(source: str, verdicts: Sequence[Verdict]) -> RichTable:
     """One row per claim: what was claimed, what became of it, and the first number that it rests on."""
-    table = RichTable(title=f"What became of the {source}'s claims", title_justify="left", expand=True)
+    table = RichTable(
+        title=plain(f"What became of the {source}'s claims", "table.title"), title_justify="left", expand=True
+    )
     table.add_column("claim", ratio=3, overflow="fold")
     table.add_column("verdict", ratio=1, overflow="fold")
     table.add_column("figure", ratio=2, overflow="fold")
     for verdict in verdicts:
-        # Text, not markup: a model's name may hold square brackets.
-        table.add_row(Text(verdict.claim), Text(verdict.verdict, _STYLES[verdict.verdict]), Text(figure(verdict)))
+        table.add_row(plain(verdict.claim), plain(verdict.verdict, _STYLES[verdict.verdict]), plain(figure(verdict)))
     return table
 
 
@@ -109,7 +110,7 @@ def needs_table(verdicts: Sequence[Verdict]) -> RichTable:
     for heading in ("claim", "needs"):
         table.add_column(heading, ratio=1, overflow="fold")
     for verdict in verdicts:
-        table.add_row(Text(f"The {verdict.source}: {verdict.claim}"), Text(verdict.needs or verdict.why))
+        table.add_row(plain(f"The {verdict.source}: {verdict.claim}"), plain(verdict.needs or verdict.why))
     return table
 
 

@@ -26,7 +26,8 @@ from knorm_core.compare import changed_cells
 from knorm_core.contract.command_line import options
 from knorm_core.plugin.all_or_nothing import finish, replace_all
 from knorm_core.plugin.baseline import read_table, rows_of
-from knorm_core.plugin.tables import plain, print_table
+from knorm_core.plugin.tables import print_table
+from knorm_core.results.terminal import plain
 
 STAGING = ".staging-"
 _PROPERTY = "knorm_staged"

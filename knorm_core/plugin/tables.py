@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from knorm_core.results.terminal import Terminal, in_encoding, plain
 
 _PROPERTY = "knorm_table"
 
@@ -40,10 +40,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
         if name == _PROPERTY and report.when == "call"
     ]
     for content in sorted(contents, key=lambda content: (content["last"], content["title"])):
-        table = Table(title=Text(content["title"], style="table.title"), title_justify="left")
+        table = Table(title=plain(content["title"], "table.title"), title_justify="left")
         rows = content["rows"]
         for heading, value in (rows[0] if rows else {}).items():
-            table.add_column(plain(heading), justify="left" if isinstance(value, str) else "right")
+            justify: Literal["left", "right"] = "left" if isinstance(value, str) else "right"
+            table.add_column(plain(heading), justify=justify, overflow="fold")
         for row in rows:
             table.add_row(
                 *(plain(f"{value:,.2f}" if isinstance(value, float) else str(value)) for value in row.values())
@@ -51,16 +52,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
         print_table(terminalreporter, table, *content["notes"])
 
 
-def plain(text: str) -> Text:
-    """Text for a rich table that is no markup: names may hold square brackets."""
-    return Text(text)
-
-
 def print_table(terminalreporter: Any, table: Table, *notes: str) -> None:
     """Print with rich: colours on a terminal, plain elsewhere, NO_COLOR respected."""
-    on_terminal = terminalreporter.isatty
-    console = Console(file=terminalreporter._tw._file, force_terminal=on_terminal, width=None if on_terminal else 120)
-    console.print()
-    console.print(table)
-    for note in notes:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+    on_terminal, file = terminalreporter.isatty, terminalreporter._tw._file
+    console = Terminal(file=file, force_terminal=on_terminal, width=None if on_terminal else 120)
+    with console.capture() as capture:
+        console.print()
+        console.print(table)
+        for note in notes:
+            console.print(plain(note), soft_wrap=True, highlight=False)
+    file.write(in_encoding(capture.get(), getattr(file, "encoding", None)))

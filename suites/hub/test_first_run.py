@@ -207,12 +207,16 @@ def test_all_that_is_pinned_can_be_fetched_before_it_is_needed(hub, environment)
     assert [Path(line).name for line in fetched.stdout.splitlines()] == [pin.revision for pin in PINNED.values()]
     # The command itself has the real pins, so that the stand-in's files are not what they should be.
     refused = processes.python("-m", "knorm_core", "fetch", **environment)
-    assert refused.returncode == 1
-    assert re.fullmatch(f"config.json of model '{PYTHIA}' has SHA-256 .*, not the pinned 00205023.*\n", refused.stderr)
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        f"knorm fetch: config.json of model '{PYTHIA}' has SHA-256 .*, not the pinned 00205023.*\n", refused.stderr
+    )
 
 
 def test_what_cannot_be_fetched_before_it_is_needed_is_one_sentence(hub, environment):
     hub.stop()
-    refused = processes.python("-c", FETCH, **environment)
-    assert refused.returncode == 1
-    assert re.fullmatch(f"model '{PYTHIA}' cannot be had, the hub at {hub.url} cannot be reached, .*\n", refused.stderr)
+    refused = processes.python("-m", "knorm_core", "fetch", **environment)
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        f"knorm fetch: model '{PYTHIA}' cannot be had, the hub at {hub.url} cannot be reached, .*\n", refused.stderr
+    )
