@@ -51,7 +51,7 @@ def made_once(folder: Path, make: Callable[[Path], None], what: str) -> None:
     """
     from filelock import FileLock
 
-    if folder.exists():
+    if os.path.exists(folder):  # Path.exists raises where a name is too long
         return
     with _kept(folder.parent, what):
         folder.parent.mkdir(parents=True, exist_ok=True)

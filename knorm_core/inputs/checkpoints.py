@@ -14,6 +14,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from knorm_core.inputs.digests import is_regular
+
 CONFIG = "config.json"
 # Weights in one file, or in several that an index names.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -151,7 +153,7 @@ def check_regular(folder: Path, what: str) -> None:
         if stat.S_ISDIR(status.st_mode):
             if path.name in (CONFIG, SINGLE, INDEX):
                 raise ModelNotFoundError(f"{what} has a folder in the place of {path.name}")
-        elif not stat.S_ISREG(status.st_mode):
+        elif not is_regular(status):
             raise ModelNotFoundError(f"{what} has {path.name!r}, which is no regular file")
         elif path.name.endswith(_TEXTS) and status.st_size > _LARGEST_TEXT:
             raise ModelNotFoundError(f"{what} has {path.name!r} of {status.st_size} bytes, more than {_LARGEST_TEXT}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,3 +30,9 @@ def file_digest(path: Path) -> bytes:
         while size := file.readinto(piece):
             digest.update(piece[:size])
     return digest.digest()
+
+
+def is_regular(status: os.stat_result) -> bool:
+    """Whether a file has an end: pipes and devices need not have one, nor what a kernel shows below /proc and /sys."""
+    kernels = [os.stat(place).st_dev for place in ("/proc", "/sys") if os.path.ismount(place)]
+    return stat.S_ISREG(status.st_mode) and status.st_dev not in kernels

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def convert_embedded() -> Path:
         ModelNotFoundError: its package is not installed, a file is not what it should be, or cannot be written.
     """
     folder = embedded_folder()
-    if not folder.exists():
+    if not os.path.exists(folder):  # Path.exists raises where a name is too long
         source = _package_file()
         cache.made_once(folder, lambda unfinished: _convert(source, unfinished), "the embedded model")
     _check(folder)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from knorm_core.inputs import cache
-from knorm_core.inputs.checkpoints import CONFIG, SINGLE, ModelNotFoundError
-from knorm_core.inputs.digests import digest_of, file_digest
+from knorm_core.inputs.checkpoints import CONFIG, SINGLE, ModelNotFoundError, check_regular
+from knorm_core.inputs.digests import digest_of, file_digest, is_regular
 from knorm_core.inputs.gguf_header import read_header
 from knorm_core.inputs.gguf_tokenizers import TOKENIZER, TOKENIZER_CONFIG, convert_tokenizer
 
@@ -45,8 +45,16 @@ def convert(source: Path) -> Path:
 def check_files(folder: Path, expected: Mapping[str, str], which: str, others: tuple[str, ...] = ()) -> None:
     """Raise a ModelNotFoundError unless the folder holds files of these SHA-256, perhaps ``others``, and no more."""
     again = "delete the folder and run again"
-    if foreign := sorted({path.name for path in folder.iterdir()} - expected.keys() - set(others)):
+    try:
+        names = set(os.listdir(folder))
+    except OSError as error:  # a file in its place, or no permission
+        raise ModelNotFoundError(f"{folder} cannot be read ({error.strerror}): {again}") from None
+    if foreign := sorted(names - expected.keys() - set(others)):
         raise ModelNotFoundError(f"{folder} holds {foreign[0]!r}, which does not belong there: {again}")
+    try:
+        check_regular(folder, str(folder))  # before any is read: it may have no end
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error}: {again}") from None
     for name, pinned in expected.items():
         path = folder / name
         if not path.is_file():
@@ -57,7 +65,7 @@ def check_files(folder: Path, expected: Mapping[str, str], which: str, others: t
 
 def check_name(path: Path) -> None:
     """Raise a ModelNotFoundError unless the path leads to a regular file."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    if not is_regular(path.stat()):
         raise ModelNotFoundError(f"model {path} is no regular file")
 
 

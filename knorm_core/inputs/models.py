@@ -59,7 +59,7 @@ def load_model(
     with ThreadPoolExecutor(1) as pool:
         # Checking the weights' SHA-256 takes as long as importing part of transformers: do both at once.
         sought = pool.submit(model_folder, name)
-        if name != EMBEDDED or not embedded_folder().exists():
+        if name != EMBEDDED or not os.path.exists(embedded_folder()):
             sought.result()  # two threads must not import huggingface_hub or transformers at once
         from transformers import AutoModelForCausalLM
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from knorm_core.inputs import hub
+from knorm_core.inputs.digests import is_regular
 
 #: a text's title and its characters
 Named = tuple[str, str]
@@ -119,7 +119,7 @@ def read(path: Path) -> str:
     where = hub.shortened(path)
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
+        if not is_regular(status):
             raise TextNotFoundError(f"text at {where} is no regular file")
         if status.st_size > _MOST_TEXT:
             raise TextNotFoundError(f"text at {where} has {status.st_size} bytes, more than {_MOST_TEXT}")

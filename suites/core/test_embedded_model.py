@@ -115,3 +115,27 @@ def test_a_file_too_few_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelNotFoundError, match=r"tokenizer.json is not there, or is no file: delete the folder"):
         embedded.convert_embedded()
+
+
+@pytest.mark.parametrize("what", ["/dev/zero", "/proc/self/pagemap", "config.json"])
+@pytest.mark.fast
+def test_a_file_without_an_end_is_refused_before_it_is_read(what, folder):
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(what)
+    with pytest.raises(ModelNotFoundError, match=r"'config\.json', which .*: delete the folder and run again"):
+        embedded.convert_embedded()
+
+
+@pytest.mark.fast
+def test_a_file_in_the_place_of_the_folder_is_refused(folder):
+    shutil.rmtree(folder)
+    folder.touch()
+    with pytest.raises(ModelNotFoundError, match=r"cannot be read .*: delete the folder and run again"):
+        embedded.convert_embedded()
+
+
+@pytest.mark.fast
+def test_a_cache_of_a_name_that_is_too_long_is_refused(embedded_model, monkeypatch, tmp_path):
+    monkeypatch.setenv("KNORM_CACHE", str(tmp_path / ("x" * 300)))
+    with pytest.raises(ModelNotFoundError, match=r"cannot be kept in .*: make room there, or name another folder"):
+        embedded.convert_embedded()

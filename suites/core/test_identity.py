@@ -346,7 +346,7 @@ def test_a_configuration_of_a_far_larger_model_is_refused(name, value, folder):
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"])
-@pytest.mark.parametrize("what", ["fifo", "/dev/zero", "nothing", "a hole of a terabyte"])
+@pytest.mark.parametrize("what", ["fifo", "/dev/zero", "/proc/self/pagemap", "nothing", "a hole of a terabyte"])
 def test_a_file_without_an_end_is_refused(file, what, folder):
     (folder / file).unlink(missing_ok=True)
     if what == "fifo":
