@@ -41,7 +41,10 @@ _WINDOWS = ("sliding_window", "local_attention", "attention_window_size", "windo
 
 def check_folder(folder: Path, what: str) -> None:
     """Raise a ModelNotFoundError unless everything is in the folder; ``what`` is its name in the message."""
-    files = {path.name for path in folder.iterdir()}
+    try:
+        files = set(os.listdir(folder))
+    except OSError as error:
+        raise ModelNotFoundError(f"{what} cannot be read ({error.strerror})") from None
     check_format(files, what)
     check_regular(folder, what)
     check_no_other_files(folder, what)

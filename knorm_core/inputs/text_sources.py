@@ -152,7 +152,10 @@ def _pg19(folder: Path | None) -> list[Named]:
         titles, texts = from_hub("emozilla/pg19-test", "short_book_title", "text")
         return list(zip(titles, texts, strict=True))
     books = folder / "pg19"
-    names = os.listdir(books) if os.path.isdir(books) else []
+    try:
+        names = os.listdir(books) if os.path.isdir(books) else []
+    except OSError as error:
+        raise TextNotFoundError(f"no text in {hub.shortened(books)} ({error.strerror})") from None
     paths = sorted((books / name for name in names if _BOOK.fullmatch(name)), key=lambda path: (int(path.stem), path))
     if not paths:
         _mirrored(books / "<id>.txt")

@@ -94,10 +94,13 @@ def ended(command: str, run: Callable[[], int]) -> int:
 
 
 def _drop_output() -> None:
-    """Let nothing that is still in the buffer be written when Python ends, which would fail again."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream in memory, or none
-        null = os.open(os.devnull, os.O_WRONLY)
-        try:
+    """Let nothing that cannot be written stay in the buffer: Python would try again at its end, and fail again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # a stream in memory has no descriptor
+            null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, sys.stdout.fileno())
-        finally:
             os.close(null)
+    except AttributeError:  # no standard output at all
+        pass

@@ -7,10 +7,13 @@ import sys
 
 import pytest
 
-from knorm_core.inputs.models import load_model
+from knorm_core.inputs import text_sources
+from knorm_core.inputs.models import ModelNotFoundError, load_model
 from knorm_core.results.file import read_results
 from knorm_core.sweeps.store import Store, StoreWarning, store_of
 from suites.core.test_paths import NAMES, REPEATED, TOO_LONG
+from suites.kills_and_damage import privileges
+from suites.kills_and_damage.killed import Process
 from suites.kills_and_damage.project import run_pytest, write_files
 
 pytestmark = [pytest.mark.full, pytest.mark.faults_injected, pytest.mark.xdist_group("kills")]
@@ -97,3 +100,27 @@ def test_the_home_of_nobody_is_a_folder_that_is_not_there(tmp_path, monkeypatch)
     assert store_of("~nobody-has-this-name/store.sqlite").path == tmp_path / "~nobody-has-this-name" / "store.sqlite"
     with pytest.raises(ValueError, match="unknown model '~nobody-has-this-name/a b'"):
         load_model("~nobody-has-this-name/a b")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root of Linux can give up what it may")
+def test_a_folder_that_may_not_be_read_is_refused_in_a_sentence(tmp_path):
+    for name in ("model", "texts/pg19"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name).chmod(0)
+
+    said = tmp_path / "said.txt"
+
+    def run(_):
+        privileges.obey_permissions()
+        for call in (lambda: load_model(tmp_path / "model"), lambda: text_sources.pg19_whole(tmp_path / "texts")):
+            try:
+                call()
+            except (ModelNotFoundError, text_sources.TextNotFoundError) as refused:
+                with said.open("a") as file:
+                    print(refused, file=file)
+
+    assert Process(run).end() == (0, [])
+    assert said.read_text().splitlines() == [
+        f"model folder {tmp_path / 'model'} cannot be read (Permission denied)",
+        f"no text in {tmp_path / 'texts' / 'pg19'} (Permission denied)",
+    ]
