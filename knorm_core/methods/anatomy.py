@@ -29,6 +29,9 @@ from knorm_core.methods.onepass import ATTENTION
 from knorm_core.methods.own_forward import OwnForward, distance, own_forward
 from knorm_core.setting import UnsupportedModelError
 
+# Tokens. A longer window is that of no text, and a mask that looks beyond it would fill the memory.
+_LONGEST_WINDOW = 1 << 22
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -171,7 +174,7 @@ def _windows(own: OwnForward, looking: nn.Module, seen: Observed, length: int, f
     Raises:
         UnsupportedModelError: a mask leaves other keys than the latest, or not always as many of them.
     """
-    named = own.named_windows | seen.windows
+    named = {window for window in own.named_windows | seen.windows if window <= _LONGEST_WINDOW}
     hides = again = seen.hides
     at = max(length - 1, *named, 0) + 2
     if named or any(left is not None for left in hides.values()):

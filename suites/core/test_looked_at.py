@@ -270,3 +270,15 @@ def test_a_model_of_several_token_tables_is_refused():
     model = transformers.MusicgenForCausalLM(config).eval()
     with pytest.raises(UnsupportedModelError, match="MusicgenForCausalLM has a ModuleList for its input embeddings"):
         evaluate(model, random_ids(60), **HALF)
+
+
+@pytest.mark.parametrize("name", ["sliding_window", "chunk_size_feed_forward"])
+def test_a_window_longer_than_any_text_is_not_looked_beyond(name):
+    """A mask of a billion columns, to see where such a window ends, would fill the memory."""
+    family = "MistralConfig" if name == "sliding_window" else "LlamaConfig"
+    ids = random_ids(100)
+    with_none = {"num_key_value_heads": 2} | ({"sliding_window": None} if name == "sliding_window" else {})
+    expected = evaluate(made(family, **with_none), ids, **HALF)
+    evaluation = evaluate(made(family, **{**with_none, name: 10**12}), ids, **HALF)
+    assert torch.equal(evaluation.nll, expected.nll)
+    assert evaluation.evictions == expected.evictions
