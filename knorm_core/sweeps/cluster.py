@@ -223,8 +223,10 @@ class _Crew:
         """Take what a worker hands over; Dask need not keep it then, nor compute it again when the worker dies."""
         _, message = event
         task = message.get("task") if isinstance(message, dict) else None
+        if not isinstance(task, str):  # anybody can post to the topic, anything
+            return
         if task in self.asked:
-            with suppress(Exception):  # anybody can post to the topic, anything
+            with suppress(Exception):
                 self.done[task] = Done.of(message)
         if task in self.done:
             self.news.put(task)

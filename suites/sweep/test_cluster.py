@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from knorm_core.sweeps.cells import versions
-from knorm_core.sweeps.cluster import ClusterError, ClusterWarning
+from knorm_core.sweeps.cluster import ClusterError, ClusterWarning, _Crew
 from knorm_core.sweeps.run import run_cells, with_progress
 from knorm_core.sweeps.store import Store, canonical
 
@@ -108,9 +109,18 @@ def test_what_another_client_posts_among_the_results_is_never_run(cluster, cells
         task = f"knorm-{hashlib.sha256(canonical(cell.inputs(versions())).encode()).hexdigest()}-1"
         for content in ({"done": harm}, {"json": "{}", "tensors": harm}, {"json": harm, "tensors": harm}):
             cluster.client.log_event("knorm", {"task": task, **content})
-    cluster.client.log_event("knorm", "no message")
+    for message in ("no message", {}, {"task": None}, {"task": ["a list"]}, [1], None):
+        cluster.client.log_event("knorm", message)
     check_same([first, *coming], cells)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("message", ["no message", {}, {"task": None}, {"task": ["a list"]}, [1], None])
+def test_a_message_that_names_no_task_is_passed_over(message):
+    crew = object.__new__(_Crew)
+    crew.asked, crew.done = {}, {}
+    asyncio.run(crew._hear((0.0, message)))
+    assert crew.done == {}
 
 
 def test_workers_give_the_same_numbers_load_a_model_once_and_store_what_they_did(cluster, cells_of, tmp_path):
