@@ -219,4 +219,6 @@ def _columns(path: Path, columns: tuple[str, ...], what: str) -> list[list[str]]
                 raise TextNotFoundError(f"{what} stands for more than the {_MOST_TEXT} bytes of text that are read")
             for column, name in zip(batch.columns, batch.schema.names, strict=True):
                 values[name] += column.to_pylist()
+    if not values[columns[0]]:
+        raise TextNotFoundError(f"{what} has no rows")
     return [values[column] for column in columns]

@@ -193,6 +193,10 @@ def hostile_parquet():
     yield "lists", parquet({"text": [["a"]], **title})
     yield "bytes that are not UTF-8", parquet({"text": pyarrow.array([b"\xff\xfe"]).view(pyarrow.string()), **title})
     yield "no such column", parquet({"text": ["text"]})
+    yield (
+        "no rows",
+        parquet({"text": pyarrow.array([], pyarrow.string()), "short_book_title": pyarrow.array([], pyarrow.string())}),
+    )
     # The number of rows, 2 in the footer as a variable-length integer, becomes 2**62.
     footer = BOOKS.rindex(b"schema")
     yield (

@@ -70,7 +70,8 @@ def test_what_two_writers_had_stored_is_whole_after_each_is_killed(rounds, tmp_p
                 writer.wait_for_a_word()
             writer.kill(after=moments.uniform(0, 0.08))
         ended = [writer.end() for writer in writers]
-        assert {status for status, _ in ended} == {-signal.SIGKILL}
+        # Where the disk is fast, the second may be through before the first has had its turn.
+        assert {-signal.SIGKILL} <= {status for status, _ in ended} <= {-signal.SIGKILL, 0}
         stored |= {number for _, written in ended for number in written}
         store = Store(path)  # any StoreWarning would be an error
         assert all(get(store, number) == content(number) for number in stored if number >= first)
