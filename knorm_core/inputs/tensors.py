@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ _NOT_READ = re.compile(
 )
 _FREQUENCIES = re.compile(r"(^|.*\.)rotary_emb\.inv_freq")
 _HALF = 1e-2  # relative, of what was stored in bfloat16
+_TINY = 1e-7  # absolute, of the smallest numbers of float16
 _MASK = re.compile(r"(^|.*\.)attn(ention)?\.bias")  # the causal mask, as older versions stored it: four-dimensional
 
 
@@ -104,15 +105,19 @@ def _check_layers(unexpected: Iterable[str], config: Any, drafting: Collection[i
 def _check_computed_anew(model: PreTrainedModel, stored: Mapping[str, StoredTensor], folder: Path, what: str) -> None:
     """Raise a ModelNotFoundError where what older versions stored, and transformers computes, has other numbers.
 
-    Frequencies were stored in half precision, too. A mask of a model with local attention is left to its configuration.
+    Frequencies were stored in half precision, and before they were scaled. A mask of a model with local attention is
+    left to its configuration.
     """
-    frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    frequencies = [buffer.detach().cpu() for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
     local = any(getattr(model.config, name, None) for name in ("attention_types", "attention_layers"))
     for name, tensor in stored.items():
         if _FREQUENCIES.fullmatch(name) and frequencies:
             numbers = _tensor(folder, name, stored).double()
-            own = [each.detach().cpu().double() for each in frequencies if each.shape == numbers.shape]
-            if not any(torch.allclose(numbers, each, rtol=_HALF) for each in own):
+            unscaled = [
+                theta ** -(torch.arange(len(numbers)) / len(numbers)) for theta in _thetas(model.config.to_dict())
+            ]
+            own = [each.double() for each in (*frequencies, *unscaled) if each.shape == numbers.shape]
+            if not any(torch.allclose(numbers, each, rtol=_HALF, atol=_TINY) for each in own):
                 raise ModelNotFoundError(
                     f"{what} has rotary frequencies in {name!r} that are not those of its configuration (rope_theta, "
                     f"rope_scaling): set these right, or remove the tensor"
@@ -124,6 +129,15 @@ def _check_computed_anew(model: PreTrainedModel, stored: Mapping[str, StoredTens
                     f"{what} has a mask in {name!r} that is not causal, and its configuration names no other: its "
                     f"weights are not those of its configuration"
                 )
+
+
+def _thetas(settings: Mapping[str, Any]) -> Iterator[float]:
+    """The bases of rotary frequencies in a configuration, at whatever depth transformers has put them."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _thetas(value)
+        elif name == "rope_theta" and isinstance(value, int | float):
+            yield float(value)
 
 
 def _left_out_by_class(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> set[str]:

@@ -17,9 +17,10 @@ from knorm_core.contract.command_line import options
 from knorm_core.evaluation import Evaluation
 from knorm_core.plugin.inputs import LoadedModel
 from knorm_core.setting import SlowFallbackWarning
-from knorm_core.sweeps.cells import Cell, environment, inputs_of
+from knorm_core.sweeps.cells import Cell, inputs_of
 from knorm_core.sweeps.cluster import ClusterError
 from knorm_core.sweeps.codec import Codec, remember
+from knorm_core.sweeps.environment import environment
 from knorm_core.sweeps.outcome import Outcome
 from knorm_core.sweeps.run import run_cells, with_progress
 from knorm_core.sweeps.store import Store, StoreWarning, store_of

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from knorm_core.report.section import Absent, Section
 from knorm_core.report.words import counted, listed, number
-from knorm_core.results.families import NOT_RUN, OWN_ONLY, answer_of, columns
+from knorm_core.results.families import NOT_RUN, OF_NO_MODEL, OWN_ONLY, answer_of, columns
 from knorm_core.results.records import NOT_TESTABLE, VERDICTS, Number, Results, Verdict
 
 MARKS = dict(zip(VERDICTS, "✓≈✗~?", strict=True))
@@ -41,7 +41,7 @@ def section(results: Results) -> Section:
             "marks": MARKS,
             "families": columns(results.verdicts),
             "answer_of": answer_of,
-            "idle": (NOT_RUN, OWN_ONLY),
+            "idle": (NOT_RUN, OWN_ONLY, OF_NO_MODEL),
             "behind": behind,
         },
     )

@@ -10,6 +10,8 @@ from knorm_core.results.records import Transfer, Verdict
 NOT_RUN = "not run"
 #: In the place of an answer where the claim is one of which no other model can say anything.
 OWN_ONLY = "own model only"
+#: In the place of an answer where no trained model is asked: arithmetic, and times that do not depend on weights.
+OF_NO_MODEL = "no model asked"
 #: Families that have a column everywhere: their names by the first part of their tables' names.
 FAMILIES: Mapping[str, str] = {
     "smollm2-135m": "SmolLM2-135M",
@@ -43,9 +45,16 @@ def measured_on(model: str, sentence: str) -> str:
 
 
 def answer_of(verdict: Verdict, model: str) -> str:
-    """What a model shows of a claim, in one of the ledger's words; `NOT_RUN` or `OWN_ONLY` where that is nothing."""
+    """What a model shows of a claim in one of the ledger's words, or why it shows nothing.
+
+    That is one of `NOT_RUN`, `OWN_ONLY` and `OF_NO_MODEL`.
+    """
     transfer = _transfers(verdict).get(model)
-    return transfer.answer if transfer else verdict.own.get(model, OWN_ONLY if verdict.own_only else NOT_RUN)
+    if transfer:
+        return transfer.answer
+    if verdict.own and verdict.own.keys() <= _UNTRAINED.keys():
+        return OF_NO_MODEL
+    return verdict.own.get(model, OWN_ONLY if verdict.own_only else NOT_RUN)
 
 
 def why_of(verdict: Verdict, model: str) -> str:

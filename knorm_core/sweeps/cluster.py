@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from knorm_core.evaluation import Evaluation
-from knorm_core.sweeps.cells import Bench, Cell, environment, versions
+from knorm_core.sweeps.cells import Bench, Cell
 from knorm_core.sweeps.codec import EVALUATION
+from knorm_core.sweeps.environment import environment, versions
 from knorm_core.sweeps.outcome import Outcome, keep, look_up
 from knorm_core.sweeps.store import Store, canonical
 

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import IO
 
-from knorm_core.sweeps.cells import Bench, Cell, environment
+from knorm_core.sweeps.cells import Bench, Cell
+from knorm_core.sweeps.environment import environment
 from knorm_core.sweeps.outcome import Outcome, keep, look_up
 from knorm_core.sweeps.store import Store
 

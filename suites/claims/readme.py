@@ -14,7 +14,7 @@ from pathlib import Path
 
 from knorm_core.claims import judge, load_claims
 from knorm_core.claims.rules import RULES
-from knorm_core.results.families import FAMILIES, NOT_RUN, OWN_ONLY, answer_of, why_of
+from knorm_core.results.families import FAMILIES, NOT_RUN, OF_NO_MODEL, OWN_ONLY, answer_of, why_of
 from knorm_core.results.file import read_results
 from knorm_core.results.records import TRANSFERS, VERDICTS, Results, Verdict
 from suites.claims.recorded import BASELINES, recorded_tables
@@ -55,6 +55,7 @@ def definitions() -> dict[str, list[str]]:
             *(f"| **{word}** | {meaning} |" for word, meaning in TRANSFERS.items()),
             f"| {NOT_RUN} | no table of that family tests it, so nothing is said of it |",
             f"| {OWN_ONLY} | a number of the claim's own model, of which no other says anything |",
+            f"| {OF_NO_MODEL} | arithmetic, or times that do not depend on weights |",
         ],
         "| rule | what it says |": [f"| {name} | {text} |" for name, text in rules.items()],
     }

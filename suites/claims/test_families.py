@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from knorm_core.claims import judge
-from knorm_core.results.families import FAMILIES, NOT_RUN, OWN_ONLY, answer_of, columns, why_of
+from knorm_core.results.families import FAMILIES, NO_MODEL, NOT_RUN, OF_NO_MODEL, OWN_ONLY, answer_of, columns, why_of
 from knorm_core.results.records import TRANSFERS, VERDICTS, Results
 from suites.claims.made_up import tables_for
 from suites.claims.readme import VERDICT_HEAD, ledger, table_lines
@@ -25,7 +25,7 @@ def test_a_family_answers_exactly_where_it_has_tables_that_test_the_claim(claim,
     for family in FAMILIES:
         tables = {name for name in verdict.rests_on if name.startswith(f"{family}/")}
         answer = answer_of(verdict, family)
-        assert (answer in (NOT_RUN, OWN_ONLY)) == (not tables)
+        assert (answer in (NOT_RUN, OWN_ONLY, OF_NO_MODEL)) == (not tables)
         assert (answer == OWN_ONLY) == (claim.stand_in is None and not claim.about_any_model)
         assert not tables or answer in (VERDICTS if claim.about_any_model else TRANSFERS)
 
@@ -47,6 +47,15 @@ def test_a_claim_about_any_model_has_each_familys_own_verdict(claim):
     [verdict] = judge([claim], Results(tables=tables))
     answers = {model: answer_of(verdict, model) for model in columns([verdict])}
     assert answers == {FIRST: "reproduced", SECOND: NOT_RUN, "another": "refuted"}
+
+
+def test_no_family_is_named_or_has_a_column_where_no_model_was_asked(claim):
+    if not claim.about_any_model:
+        return
+    [verdict] = judge([claim], Results(tables=tables_for(claim, NO_MODEL, True)))
+    assert {answer_of(verdict, family) for family in FAMILIES} == {OF_NO_MODEL}
+    assert list(columns([verdict])) == list(FAMILIES)
+    assert not verdict.why.startswith("On ")
 
 
 def test_the_readme_has_a_column_for_each():

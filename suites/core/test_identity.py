@@ -160,6 +160,23 @@ def test_a_tensor_that_decides_nothing_is_none_too_many(tensors, folder):
     load_model(folder)
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 10_000.0, "rope_type": "linear", "factor": 4.0},  # stored before they were scaled
+        {"rope_theta": 1e8, "rope_type": "default"},  # the last of which float16 hardly holds
+    ],
+    ids=["scaled", "small"],
+)
+def test_frequencies_as_older_versions_stored_them_are_none_too_many(rope, folder):
+    pairs = len(FREQUENCIES)
+    stored = rope["rope_theta"] ** -(torch.arange(pairs) / pairs)
+    # As transformers 5 has it, and as 4 has it.
+    change(folder, rope_parameters=rope, rope_theta=rope["rope_theta"], rope_scaling=rope)
+    change_tensors(folder, **{"model/layers/1/self_attn/rotary_emb/inv_freq": stored.half()})
+    load_model(folder)
+
+
 def test_half_a_model_is_refused_whose_other_half_calls_itself_drafts(folder):
     change(folder, num_hidden_layers=2, num_nextn_predict_layers=1)
     assert_refused(folder, "weights of more than the 2 layers")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from knorm_core.sweeps.cells import versions
 from knorm_core.sweeps.cluster import ClusterError, ClusterWarning, _Crew
+from knorm_core.sweeps.environment import versions
 from knorm_core.sweeps.run import run_cells, with_progress
 from knorm_core.sweeps.store import Store, canonical
 

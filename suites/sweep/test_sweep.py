@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
 import functools
 import io
 import itertools
-import json
 import math
-import shutil
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-import knorm_core
 from knorm_core import evaluate, evaluate_rows, l2_compress
 from knorm_core.experiments.codecs import CHOICES, DIVERGENCE, FLAG, HEAD
 from knorm_core.experiments.divergence import divergence
 from knorm_core.experiments.norm_attention import HeadObservation
 from knorm_core.experiments.precision import evaluate_choices
-from knorm_core.inputs.loaded import is_as_loaded, loaded
-from knorm_core.inputs.models import ModelNotFoundError, load_model, model_identity
+from knorm_core.inputs.models import ModelNotFoundError, load_model
 from knorm_core.policies import TOVA
-from knorm_core.sweeps.cells import Bench, code_files, environment, sweep_cells
+from knorm_core.sweeps.cells import Bench, sweep_cells
 from knorm_core.sweeps.codec import EVALUATION, each, remember
+from knorm_core.sweeps.environment import environment
 from knorm_core.sweeps.outcome import CellFailedError
 from knorm_core.sweeps.run import run_cells, with_progress
 from knorm_core.sweeps.store import Store, StoreWarning, canonical
-from suites.families import VOCABULARY, random_ids, tiny_model
+from suites.families import random_ids, tiny_model
+from suites.sweep.equality import equal
 
 pytestmark = pytest.mark.fast
 
@@ -41,11 +35,6 @@ ROWS = [
     for mode, ratio in itertools.product(("absolute", "cache"), (1.0, 0.7, 0.3))
 ]
 POISON = {"keep_ratio": 0.5, "prune_after": 0}
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "results.sqlite")
 
 
 @pytest.fixture
@@ -73,19 +62,6 @@ def passes(tiny, monkeypatch):
 
 
 # --- numbers
-
-
-def equal(first, second):
-    """Whether two results are equal to the last bit, whatever they are made of."""
-    if dataclasses.is_dataclass(first):
-        return type(first) is type(second) and all(
-            equal(getattr(first, field.name), getattr(second, field.name)) for field in dataclasses.fields(first)
-        )
-    if isinstance(first, torch.Tensor):
-        return first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, list | tuple):
-        return type(first) is type(second) and len(first) == len(second) and all(map(equal, first, second))
-    return first == second and type(first) is type(second)
 
 
 def test_a_sweep_gives_the_numbers_of_evaluate_at_the_cost_of_a_table(cells_of, tiny, store, passes):
@@ -193,62 +169,6 @@ def test_a_policy_without_identity_is_evaluated_and_never_stored_and_that_is_sai
     assert len({tuple(outcome.result().nll.tolist()) for outcome in outcomes}) == 1
 
 
-@contextlib.contextmanager
-def low_matmul_precision():
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@pytest.mark.parametrize(
-    "switched", [low_matmul_precision, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["matmul", "autocast"]
-)
-def test_what_was_computed_under_another_switch_of_torch_is_not_looked_up(switched, cells_of, tiny, tmp_path):
-    store = Store(tmp_path / "results.sqlite")
-    list(run_cells(cells_of([{"keep_ratio": 0.5}]), store=store))
-    with switched():
-        [outcome] = run_cells(cells_of([{"keep_ratio": 0.5}]), store=store)
-        assert outcome.stored is None
-    [outcome] = run_cells(cells_of([{"keep_ratio": 0.5}]), store=store)
-    assert outcome.stored is not None
-
-
-def test_threads_are_part_of_the_environment():
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        assert environment("cpu")["threads"] == 2
-    finally:
-        torch.set_num_threads(before)
-
-
-def imported_by(path):
-    """The sources of this package that a source imports, anywhere in it."""
-    root = Path(knorm_core.__file__).parent
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("knorm_core"):
-            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                place = root.joinpath(*name.split(".")[1:])
-                if place != root:
-                    yield from filter(Path.is_file, (place.with_suffix(".py"), place / "__init__.py"))
-
-
-def test_every_source_that_a_result_may_depend_on_is_part_of_the_code_version():
-    root = Path(knorm_core.__file__).parent
-    reached, waiting = set(), [root / "sweeps" / "cells.py", *(root / "experiments").glob("*.py")]
-    while waiting:
-        path = waiting.pop()
-        if path not in reached:
-            reached.add(path)
-            waiting += imported_by(path)
-    assert {"evaluator.py", "onepass.py", "stepwise.py", "tova.py", "models.py"} <= {path.name for path in reached}
-    # A sweep is the way to a result and an interval a form for it: neither decides a number that is stored.
-    assert {path.parent.name for path in reached - set(code_files())} == {"sweeps", "results"}
-
-
 def test_a_compressor_cannot_go_into_a_cell(cells_of):
     with pytest.raises(
         TypeError, match="cannot go into a cell: results are found again by what they were computed from"
@@ -303,147 +223,6 @@ def test_a_title_that_is_not_utf_8_is_stored_too(cells_of, tiny, store):
         [outcome] = run_cells([cell], store=store)
     assert outcome.result()
     assert len(store.reused) == 1
-
-
-def test_another_configuration_of_the_same_weights_is_another_model(cells_of, tiny_folder, tmp_path):
-    other = tmp_path / "model"
-    shutil.copytree(tiny_folder, other)
-    settings = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 0.1}))
-    [cell] = cells_of([{"keep_ratio": 0.5}])
-    changed = dataclasses.replace(cell, model=str(other), **model_identity(other)._asdict())
-    assert changed.weights == cell.weights
-    assert changed.inputs({}) != cell.inputs({})
-    assert Bench()(changed).ppl != Bench()(cell).ppl
-    with pytest.raises(ModelNotFoundError, match=r"has a configuration of SHA-256 .* where the sweep was made"):
-        Bench()(dataclasses.replace(cell, model=str(other)))
-
-
-def test_a_cell_is_evaluated_with_the_model_and_the_precision_that_it_names(cells_of, tiny, store):
-    # The same folder is in memory in another precision, and another cell asks for that one.
-    [double] = cells_of([{"keep_ratio": 0.5, "prune_after": 40}], tokens=60)
-    single = dataclasses.replace(double, dtype="float32")
-    outcomes = list(run_cells([double, single, double], store=store))
-    in_single = evaluate(load_model(double.model, torch.float32)[0], double.input_ids, **double.arguments)
-    assert equal(outcomes[1].result(), in_single)
-    assert not equal(outcomes[0].result(), in_single)
-    assert [outcome.stored is None for outcome in outcomes] == [True, True, False]
-    again = list(run_cells([single, double], store=Store(store.path)))
-    assert all(outcome.stored for outcome in again)
-    assert equal(again[0].result(), in_single)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda model: torch.nn.init.zeros_(model.lm_head.weight),
-        lambda model: model.to(torch.bfloat16),
-        lambda model: model.lm_head.register_parameter("bias", torch.nn.Parameter(torch.ones(VOCABULARY))),
-        lambda model: setattr(model.lm_head, "weight", torch.nn.Parameter(2 * model.lm_head.weight)),
-        lambda model: model.lm_head.weight.data.mul_(2),
-        lambda model: np.multiply(values := model.lm_head.weight.detach().numpy(), 2, out=values),
-        lambda model: model.lm_head.weight.data.copy_(model.lm_head.weight.flip(1)),
-        lambda model: model.model.rotary_emb.inv_freq.mul_(2),
-        lambda model: setattr(model.model.norm, "variance_epsilon", 1.0),
-        lambda model: setattr(model.model.layers[0].mlp, "act_fn", torch.nn.ReLU()),
-        lambda model: setattr(model.model.layers[0].mlp, "forward", torch.zeros_like),
-        lambda model: model.model.norm.register_forward_hook(lambda module, given, made: 2 * made),
-        lambda model: model.model.norm.register_forward_pre_hook(lambda module, given: (given[0] + 1,)),
-        lambda model: torch.nn.utils.parametrizations.spectral_norm(model.lm_head),
-    ],
-    ids=[
-        "written to",
-        "converted",
-        "added to",
-        "replaced",
-        "data",
-        "numpy",
-        "columns exchanged",
-        "buffer",
-        "attribute",
-        "activation",
-        "forward",
-        "hook",
-        "hook before",
-        "parametrization",
-    ],
-)
-def test_a_model_that_was_changed_in_memory_is_no_cells_model(change, cells_of, tiny_folder, store):
-    [cell] = cells_of([{"keep_ratio": 0.5, "prune_after": 40, "policy": "high_norm"}], tokens=60)
-    held = loaded(tiny_folder, "float32").model
-    cell = dataclasses.replace(cell, dtype="float32")
-    expected = Bench()(cell)
-    with torch.no_grad():
-        change(held)
-    assert loaded(tiny_folder, "float32").model is not held
-    [outcome] = run_cells([cell], store=store)
-    assert equal(outcome.result(), expected)
-
-
-def test_an_evaluation_leaves_a_model_as_it_was_loaded(cells_of, tiny):
-    [cell] = cells_of([{"keep_ratio": 0.5, "prune_after": 40}], tokens=60)
-    bench = Bench()
-    for _ in range(2):
-        bench(cell)
-        evaluate(tiny, cell.input_ids, **cell.arguments, method="stepwise")
-    assert is_as_loaded(tiny)
-    assert bench.loaded == 1
-
-
-@pytest.mark.parametrize("change", ["precision", "hook", "model"])
-def test_what_changes_between_two_cells_of_a_run_changes_the_second_alone(change, cells_of, tiny_folder, store):
-    [cell] = cells_of([{"keep_ratio": 1.0, "prune_after": 40}], tokens=60)
-    cell = dataclasses.replace(cell, dtype="float32")
-    held = loaded(tiny_folder, "float32").model
-    run = run_cells([cell, cell], store=store)
-    first = next(run).result()
-    with contextlib.ExitStack() as left:
-        if change == "precision":
-            left.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("medium")
-            second = next(run)
-            assert second.stored is None  # it is no longer the same cell
-        elif change == "hook":
-            hook = torch.nn.modules.module.register_module_forward_hook(
-                lambda module, given, made: 1.5 * made if isinstance(module, torch.nn.Linear) else None
-            )
-            left.callback(hook.remove)
-            second = next(run)
-            assert second.stored is None
-            assert not equal(second.result(), first)
-        else:
-            run = run_cells([cell, cell])
-            assert equal(next(run).result(), first)
-            with torch.no_grad():
-                held.lm_head.weight.mul_(2)
-            assert equal(next(run).result(), first)
-    [after] = run_cells([cell], store=Store(store.path))
-    assert equal(after.result(), first)
-
-
-@pytest.mark.parametrize("switch", ["function mode", "hook", "variable", "backend", "denormals"])
-def test_a_switch_of_the_process_is_part_of_the_environment(switch, monkeypatch):
-    before = environment("cpu")
-    with contextlib.ExitStack() as left:
-        if switch == "function mode":
-            left.enter_context(torch.overrides.BaseTorchFunctionMode())
-        elif switch == "hook":
-            left.callback(torch.nn.modules.module.register_module_forward_pre_hook(print).remove)
-        elif switch == "variable":
-            monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
-        elif switch == "backend":
-            products = torch.backends.mkldnn.matmul if hasattr(torch.backends.mkldnn, "matmul") else None
-            if not hasattr(products, "fp32_precision"):
-                pytest.skip("this torch has one switch for all backends")
-            left.callback(setattr, products, "fp32_precision", products.fp32_precision)
-            products.fp32_precision = "bf16"
-        else:
-            if not torch.set_flush_denormal(True):
-                pytest.skip("this processor does not flush denormal numbers")
-            left.callback(torch.set_flush_denormal, False)
-        assert environment("cpu") != before
-    monkeypatch.undo()
-    assert environment("cpu") == before
 
 
 # --- how results are stored
