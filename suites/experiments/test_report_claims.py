@@ -13,7 +13,9 @@ from knorm_core import evaluate_rows
 from knorm_core.experiments.codecs import RECORDS
 from knorm_core.experiments.controls import shown_change
 from knorm_core.experiments.truncation import (
+    LOW_NORM,
     TEXTS,
+    TRUNCATED,
     truncation,
     truncation_arguments,
     truncation_pairs,
@@ -123,6 +125,10 @@ def test_low_norm_is_held_against_truncation_at_its_own_keep_ratio_on_the_same_t
     assert [row["pair"] for row in truncation_pairs(evaluations)] == [
         f"low_norm_exact {ratio} 0 over newest {ratio} {sinks}" for ratio in (0.9, 0.6) for sinks in (0, 4)
     ]
+    for row in (*LOW_NORM, *TRUNCATED):
+        whole, evicted, *_ = evaluations[row][0].evictions
+        assert whole == ()  # the report's scripts leave layer 0 alone
+        assert evicted[0].before == evaluations[row][0].effective_prune_after + 1  # and feed, then compress
     rows = truncation_rows(evaluations)
     assert [row["texts"] for row in rows] == [2] * 7
     assert rows[0]["ratio"] == 1
