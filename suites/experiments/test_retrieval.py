@@ -112,8 +112,12 @@ def test_one_pass_decides_as_greedy_decoding_does(when, ratio):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("family", ["gpt_neox", "llama", "gemma2"])
-def test_what_a_prompt_begins_with_as_the_one_before_is_fed_once_and_leaves_the_same(family):
+@pytest.mark.parametrize(
+    ("family", "tolerance"),
+    [("gpt_neox", 1e-10), ("llama", 1e-6), ("gemma2", 1e-6)],  # RMSNorm rounds to float32
+    ids=["gpt_neox", "llama", "gemma2"],
+)
+def test_what_a_prompt_begins_with_as_the_one_before_is_fed_once_and_leaves_the_same(family, tolerance):
     model = tiny_model(family)
     prefixes, fed, expected, before = Prefixes(model), [], [], None
     for depth in (0.0, 0.4, 1.0):
@@ -131,7 +135,7 @@ def test_what_a_prompt_begins_with_as_the_one_before_is_fed_once_and_leaves_the_
             assert shared.ids.tolist() == alone.ids.tolist()
             for both in zip(shared.fed, alone.fed, strict=True):
                 for ours, theirs in zip(*both, strict=True):
-                    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+                    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     assert fed == expected
 
 
