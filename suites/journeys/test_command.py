@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import re
 import sys
 
@@ -10,6 +12,7 @@ import pytest
 
 from knorm_core.command import main
 from knorm_core.inputs import hub
+from knorm_core.results.terminal import Terminal
 
 pytestmark = pytest.mark.fast
 
@@ -151,6 +154,17 @@ def test_output_that_cannot_be_written_is_a_sentence_and_status_2(monkeypatch, c
     monkeypatch.setattr(hub, "pinned", lambda name: name)
     assert main(["fetch"]) == 2
     assert capsys.readouterr().err == "knorm fetch: [Errno 28] No space left on device\n"
+
+
+def test_a_reader_who_has_gone_is_an_error_and_not_the_end_of_the_process():
+    # rich by itself then exits with status 1, which of `compare` means that a cell moved.
+    read, write = os.pipe()
+    os.close(read)
+    file = os.fdopen(write, "w")
+    with pytest.raises(BrokenPipeError):
+        Terminal(file=file).print("anything")
+    with contextlib.suppress(BrokenPipeError):
+        file.close()
 
 
 @pytest.mark.parametrize(
