@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -92,14 +93,15 @@ def test_a_store_that_is_deleted_again_and_again_goes_on_storing(store):
         tell(len(sentences) + 1000 * store._writes)
 
     begin = time.monotonic()
-    put(store, *range(3))
-    pause = time.monotonic() - begin  # longer than this disk takes for a result: no store could keep up with less
+    put(store, *range(12))
+    # Sometimes at once, sometimes after time enough for all to store several: no store keeps up with less for ever.
+    pauses, longest = random.Random(0), 2 * (time.monotonic() - begin)
     writers = [Process(write) for _ in range(4)]
     running = list(writers)
     while running:
         for path in (store.path, Path(f"{store.path}-journal")):
             path.unlink(missing_ok=True)
-        time.sleep(pause)
+        time.sleep(pauses.uniform(0, longest))
         running = [writer for writer in running if not writer.has_told()]
     assert [writer.end() for writer in writers] == [(0, [1000])] * 4
     put(store, 1)
